@@ -1,0 +1,322 @@
+/* kvfold.h - the application interface of libkvfold, and its manual.
+ *
+ * kvfold answers questions from very long inputs with a local language model. It reads a GGUF
+ * file, keeps keys and values (KV) in 128-token blocks, lets a compression policy decide which
+ * of them later steps read, and generates text. Four objects, whose lifetimes nest:
+ *
+ *     kvf_ctx      threads, allocator, log, CPU features. Share it between threads.
+ *     kvf_model    weights and tokenizer, read-only.      Share it between threads.
+ *     kvf_session  one timeline: tokens, KV, sampler.      One thread at a time.
+ *     kvf_error    a code and one sentence.                The caller's, usually on the stack.
+ *
+ * Rules that hold for every function:
+ *   - The handle a function creates comes first, `kvf_error *err` last. err may be NULL; it is
+ *     written on failure only. After a failure *out is NULL and nothing needs closing.
+ *   - The library never exits, aborts, prints, reads the environment or changes a locale.
+ *   - Close functions take NULL. A ctx must outlive its models, a model its sessions.
+ *   - Counts, offsets and positions are int64_t, sizes in bytes size_t, tokens int32_t.
+ *   - Parameter structs start with `size`, set by their _init function: always call it, then
+ *     change fields. A struct may grow at its end; old callers keep working.
+ *   - Files, tokens and texts are untrusted: whatever they hold, the answer is a status.
+ *
+ * A first program is examples/01_first_tokens.c. What is not in this file is not in the API.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVFOLD_KVFOLD_H
+#define KVFOLD_KVFOLD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define KVF_API __declspec(dllexport)
+#elif defined(__GNUC__)
+#define KVF_API __attribute__((visibility("default")))
+#else
+#define KVF_API
+#endif
+
+/* ---- Version -------------------------------------------------------------------------- */
+
+#define KVF_VERSION_MAJOR 0
+#define KVF_VERSION_MINOR 1
+#define KVF_VERSION_PATCH 0
+#define KVF_VERSION_NUMBER (KVF_VERSION_MAJOR * 10000 + KVF_VERSION_MINOR * 100 + KVF_VERSION_PATCH)
+
+/* Version of the library that runs, as KVF_VERSION_NUMBER. Compare the two to find a header
+ * that belongs to another library. */
+KVF_API int kvf_version(void);
+
+/* The same as text, "0.1.0". Static; never NULL. */
+KVF_API const char *kvf_version_string(void);
+
+/* ---- Status and errors ---------------------------------------------------------------- */
+
+/* Values are pinned: they never change their meaning. Negative is a failure. */
+typedef enum kvf_status {
+    KVF_OK = 0,
+    KVF_DONE = 1,             /* generation reached the end of the text; not a failure */
+    KVF_ERR_ARG = -1,         /* an argument or option is invalid; the message names it */
+    KVF_ERR_NOMEM = -2,       /* the allocator returned NULL */
+    KVF_ERR_IO = -3,          /* the system refused to open, read or map a file */
+    KVF_ERR_FORMAT = -4,      /* a file is damaged, truncated or not what it claims to be */
+    KVF_ERR_UNSUPPORTED = -5, /* well-formed, but of a kind this build cannot run */
+    KVF_ERR_NOT_FOUND = -6,   /* no policy, template or key of that name */
+    KVF_ERR_LIMIT = -7,       /* more tokens than the context, more bytes than the budget */
+    KVF_ERR_CANCELLED = -8,   /* kvf_session_cancel() or the progress callback said stop */
+    KVF_ERR_STATE = -9,       /* the call is not allowed now, e.g. logits of an empty session */
+    KVF_ERR_INTERNAL = -10    /* a bug in kvfold; please report the message */
+} kvf_status;
+
+/* What went wrong, and what to do about it. Owned by the caller, no initialisation needed. */
+typedef struct kvf_error {
+    kvf_status code;
+    char msg[508]; /* NUL-terminated UTF-8, one sentence or two */
+} kvf_error;
+
+/* Name of a status, "KVF_ERR_ARG". Static; never NULL, also for an unknown value. */
+KVF_API const char *kvf_status_name(kvf_status status);
+
+/* ---- Context -------------------------------------------------------------------------- */
+
+typedef struct kvf_ctx kvf_ctx;
+
+typedef enum kvf_log_level {
+    KVF_LOG_DEBUG = 0,
+    KVF_LOG_INFO = 1,
+    KVF_LOG_WARN = 2
+} kvf_log_level;
+
+/* How matrix products are computed. AUTO takes the fastest path of the processor whose error
+ * stays within the bounds of docs/engine.md; F32 dequantises weights and multiplies in single
+ * precision, slower, the yardstick of the others. */
+typedef enum kvf_precision { KVF_PRECISION_AUTO = 0, KVF_PRECISION_F32 = 1 } kvf_precision;
+
+typedef struct kvf_ctx_params {
+    size_t size;       /* sizeof *this; set by kvf_ctx_params_init */
+    int32_t n_threads; /* worker threads, the caller's included, 1..1024; 0: one per usable core */
+    const char *cpu;   /* highest instruction set to use: "ref", "avx2", "avx512" (with VNNI),
+                          "amx"; NULL or "auto": the best there is. A name this processor cannot
+                          run is KVF_ERR_UNSUPPORTED. Copied. */
+    kvf_precision precision;
+    /* Allocator; NULL: malloc and free. alloc returns memory aligned for any type or NULL; both
+     * are called from any thread that is inside the library. */
+    void *(*alloc)(void *user, size_t bytes);
+    void (*release)(void *user, void *ptr);
+    /* Log sink; NULL: silence. text is one line without newline. Called from any thread. */
+    void (*log)(void *user, kvf_log_level level, const char *text);
+    void *user; /* handed to the three callbacks */
+} kvf_ctx_params;
+
+/* Set every field to its default. */
+KVF_API void kvf_ctx_params_init(kvf_ctx_params *p);
+
+/* Start a context: detect the processor, start n_threads - 1 threads. params may be NULL.
+ * Errors: ARG (n_threads, cpu name), UNSUPPORTED (cpu), NOMEM. */
+KVF_API kvf_status kvf_ctx_open(kvf_ctx **out, const kvf_ctx_params *params, kvf_error *err);
+
+/* Join the threads and free the context. All its models must be closed. */
+KVF_API void kvf_ctx_close(kvf_ctx *ctx);
+
+/* Threads in use, the caller's included. */
+KVF_API int32_t kvf_ctx_threads(const kvf_ctx *ctx);
+
+/* Instruction set in use: "ref", "avx2", "avx512" or "amx". Valid while ctx is open. */
+KVF_API const char *kvf_ctx_cpu(const kvf_ctx *ctx);
+
+/* ---- Model ---------------------------------------------------------------------------- */
+
+typedef struct kvf_model kvf_model;
+typedef int32_t kvf_token; /* 0 <= token < n_vocab */
+#define KVF_TOKEN_NONE ((kvf_token)-1)
+
+typedef struct kvf_model_info {
+    size_t size;            /* set by the caller to sizeof *this before the call */
+    const char *arch;       /* "llama", "qwen2", "qwen3" or "gemma3" */
+    const char *name;       /* general.name, or "" */
+    const char *quantization; /* most frequent type among the matrices, "Q4_K" */
+    const char *tokenizer;  /* "bpe/qwen2", "spm", ... */
+    const char *chat_template; /* recognised template, "chatml", "llama3", "gemma", "mistral", or "" */
+    int64_t n_params;
+    int64_t file_bytes;
+    int64_t n_ctx_train;    /* tokens the model was trained for */
+    int32_t n_vocab, n_layer, n_embd, n_ff;
+    int32_t n_head, n_head_kv, head_dim;
+    int32_t window;         /* keys a sliding-window layer sees; 0: no such layers */
+    size_t kv_bytes_per_token; /* of KV cache, all layers, f16 */
+    kvf_token bos, eos;     /* KVF_TOKEN_NONE if the model has none */
+    int32_t add_bos;        /* 1: texts start with bos by the model's own rule */
+    uint64_t fingerprint[2]; /* of metadata, tensor directory and samples of the weights */
+} kvf_model_info;
+
+/* One entry of the metadata or of the tensor directory, for display. Strings are the model's. */
+typedef struct kvf_model_entry {
+    const char *name;
+    const char *type;  /* "u32", "str", "arr[str]"; of a tensor "Q4_K" */
+    const char *value; /* text, long values cut; of a tensor its shape, "[896, 4864]" */
+    size_t bytes;      /* of a tensor; 0 for metadata */
+} kvf_model_entry;
+
+/* Open a GGUF v3 file. It is mapped, not copied, and must not change while open. Every length,
+ * offset, dimension and type is checked before use.
+ * Errors: IO, FORMAT (names the key or tensor), UNSUPPORTED (architecture, tensor type,
+ * tokenizer, RoPE scaling: named), NOMEM. Blocking; milliseconds, the weights are not read. */
+KVF_API kvf_status kvf_model_open(kvf_model **out, kvf_ctx *ctx, const char *path, kvf_error *err);
+KVF_API void kvf_model_close(kvf_model *m);
+
+/* Fill *info; strings live as long as the model. Errors: ARG (size). */
+KVF_API kvf_status kvf_model_get_info(const kvf_model *m, kvf_model_info *info, kvf_error *err);
+
+/* Entry i of the metadata / of the tensors, 0 <= i < count. NOT_FOUND past the end. */
+KVF_API kvf_status kvf_model_meta(const kvf_model *m, int64_t i, kvf_model_entry *out);
+KVF_API kvf_status kvf_model_tensor(const kvf_model *m, int64_t i, kvf_model_entry *out);
+
+/* ---- Text ------------------------------------------------------------------------------ */
+
+typedef enum kvf_tokenize_flags {
+    KVF_TOKENIZE_SPECIAL = 1, /* "<|im_end|>" in the text becomes the control token. Never set it
+                                 for text from outside: a document could close its own turn. */
+    KVF_TOKENIZE_BOS = 2      /* put bos in front if the model's rule says so (add_bos) */
+} kvf_tokenize_flags;
+
+/* Turn UTF-8 text into tokens. Invalid bytes are kept where the vocabulary has byte tokens.
+ * tokens: [cap], the caller's, may be NULL if cap is 0. *n is always set to the count the text
+ * needs; if that is more than cap, nothing is written and the status is KVF_ERR_LIMIT.
+ * Never more than n_bytes + 16 tokens. O(n_bytes log n_bytes). Thread-safe. Errors: ARG, NOMEM, LIMIT. */
+KVF_API kvf_status kvf_tokenize(const kvf_model *m, const char *text, size_t n_bytes, int flags,
+                                kvf_token *tokens, int64_t cap, int64_t *n, kvf_error *err);
+
+/* The bytes a token stands for; may be part of a UTF-8 sequence, empty for control tokens.
+ * *bytes lives as long as the model and is not NUL-terminated. Errors: ARG (token). */
+KVF_API kvf_status kvf_token_bytes(const kvf_model *m, kvf_token token, const char **bytes, size_t *n);
+
+/* The name of a token in the vocabulary, also of control tokens; valid while m is open.
+ * NULL if out of range. For display. */
+KVF_API const char *kvf_token_name(const kvf_model *m, kvf_token token, size_t *n);
+
+/* 1 if the token ends an answer (eos, end of turn), else 0. */
+KVF_API int kvf_token_is_end(const kvf_model *m, kvf_token token);
+
+typedef struct kvf_chat_message {
+    const char *role; /* "system", "user" or "assistant" */
+    const char *content; /* UTF-8; never parsed for control tokens */
+    size_t n_bytes;   /* of content; (size_t)-1: NUL-terminated */
+} kvf_chat_message;
+
+/* Frame messages as the model was trained to read them, and tokenise. The frame's own control
+ * tokens are real, the contents are plain text, so a hostile document cannot leave its turn.
+ * tmpl: "chatml", "llama3", "gemma", "mistral", "none" (contents one after another), or NULL for
+ * the template recognised in the file. generate != 0 opens the assistant's turn at the end.
+ * tokens, cap, n as for kvf_tokenize. Errors: ARG (role), NOT_FOUND (template), NOMEM, LIMIT. */
+KVF_API kvf_status kvf_chat_tokenize(const kvf_model *m, const char *tmpl, const kvf_chat_message *msgs,
+                                     int64_t n_msgs, int generate, kvf_token *tokens, int64_t cap,
+                                     int64_t *n, kvf_error *err);
+
+/* ---- Session --------------------------------------------------------------------------- */
+
+typedef struct kvf_session kvf_session;
+
+typedef struct kvf_sampling {
+    float temperature;    /* 0: greedy, the most likely token; else > 0 (default 0) */
+    int32_t top_k;        /* keep the k most likely; 0: all (default 40) */
+    float top_p;          /* keep the smallest set with this probability, 0..1 (default 0.95) */
+    float min_p;          /* drop tokens under min_p * p(best), 0..1 (default 0.05) */
+    float repeat_penalty; /* > 0; 1: none (default 1) */
+    int32_t repeat_last_n; /* tokens looked back at; 0: none, -1: all (default 64) */
+    uint64_t seed;        /* same seed, same processor kind, same text (default 0) */
+} kvf_sampling;
+
+typedef struct kvf_session_params {
+    size_t size;
+    int64_t n_ctx;   /* most tokens the timeline may hold; 0: the model's n_ctx_train */
+    int64_t n_batch; /* tokens per prefill chunk, 1..65536; 0: the backend's choice */
+    size_t kv_bytes; /* most bytes of KV; 0: as much as n_ctx needs. Taken block by block. */
+    const char *policy; /* "full": nothing is dropped (default). docs/methods/ lists the others. */
+    kvf_sampling sampling;
+    /* Called after every prefill chunk with tokens done and to do of this call. A return other
+     * than 0 cancels. May be NULL. Must not call into the session. */
+    int (*progress)(void *user, int64_t done, int64_t total);
+    void *user;
+} kvf_session_params;
+
+typedef struct kvf_stats {
+    size_t size;               /* set by the caller to sizeof *this */
+    int64_t n_prompt_tokens;   /* tokens handed to sync and append since open or stats_reset */
+    int64_t n_reused_tokens;   /* of those, found in the cache already */
+    int64_t n_computed_tokens; /* of those, run through the layers */
+    int64_t n_generated_tokens; /* returned by kvf_session_next */
+    double prefill_ms, decode_ms; /* time inside those computations */
+    int64_t kv_blocks;         /* block slots in use, all layers */
+    size_t kv_bytes;           /* bytes of those slots */
+    size_t work_bytes;         /* scratch of the session */
+    char backend[16];          /* "cpu" */
+    char cpu[16];              /* "avx512" */
+    char kernels[160];         /* what really ran: "mm=amx_bf16 mv=avx512_vnni attn=amx ..." */
+    char policy[64];           /* normalised spec */
+} kvf_stats;
+
+KVF_API void kvf_session_params_init(kvf_session_params *p);
+
+/* Open an empty timeline. params may be NULL. Memory grows with the tokens held.
+ * Errors: ARG (a field out of range), NOT_FOUND (policy; lists those there are), NOMEM. */
+KVF_API kvf_status kvf_session_open(kvf_session **out, kvf_model *m, const kvf_session_params *params,
+                                    kvf_error *err);
+KVF_API void kvf_session_close(kvf_session *s);
+
+/* Make the timeline equal tokens[0..n). The longest prefix already there is kept and not
+ * computed again; what differs is dropped; the rest is computed in chunks. Afterwards
+ * kvf_session_next continues after tokens[n-1]. n >= 1. Blocking.
+ * Errors: ARG (token out of range), LIMIT (n > n_ctx, or kv_bytes), NOMEM, CANCELLED. After
+ * LIMIT the timeline is unchanged; after NOMEM or CANCELLED it is a prefix of tokens, and the
+ * same call again carries on from there. */
+KVF_API kvf_status kvf_session_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
+
+/* Add tokens at the end of the timeline. As kvf_session_sync otherwise. */
+KVF_API kvf_status kvf_session_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
+
+/* Sample the next token, put it at the end of the timeline and return it in *out. KVF_DONE when
+ * it ends the answer (*out is that token; it is not put on the timeline).
+ * Errors: STATE (empty timeline), LIMIT (context full), NOMEM, CANCELLED. */
+KVF_API kvf_status kvf_session_next(kvf_session *s, kvf_token *out, kvf_error *err);
+
+/* Scores for the token after the timeline: *logits is [n_vocab] f32, the session's, valid until
+ * the next call on s; it may be changed in place to steer kvf_session_next.
+ * Errors: STATE (empty timeline), NOMEM, CANCELLED. */
+KVF_API kvf_status kvf_session_logits(kvf_session *s, float **logits, kvf_error *err);
+
+typedef struct kvf_score {
+    float logprob;         /* natural log of the probability of tokens[i] given all before it */
+    kvf_token top[5];      /* most likely tokens at that place, best first */
+    float top_logprob[5];
+} kvf_score;
+
+/* Append tokens like kvf_session_append, and say how likely each was: scores is [n], the
+ * caller's; scores[0] is all zero when the timeline was empty. */
+KVF_API kvf_status kvf_session_score(kvf_session *s, const kvf_token *tokens, int64_t n,
+                                     kvf_score *scores, kvf_error *err);
+
+/* Change the sampler. Restarts its random sequence from sampling->seed. Errors: ARG. */
+KVF_API kvf_status kvf_session_set_sampling(kvf_session *s, const kvf_sampling *sampling, kvf_error *err);
+
+/* The timeline's tokens, valid until the next call on s. Returns their count. */
+KVF_API int64_t kvf_session_tokens(const kvf_session *s, const kvf_token **tokens);
+
+/* Ask a call that runs on s to stop; it returns CANCELLED after the chunk at hand. A request made
+ * while none runs stops the next one. Any thread; async-signal-safe. */
+KVF_API void kvf_session_cancel(kvf_session *s);
+
+/* Fill *stats. Errors: ARG (size). kvf_session_stats_reset zeroes the counters. */
+KVF_API kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *err);
+KVF_API void kvf_session_stats_reset(kvf_session *s);
+
+/* Policies compiled in: name and one line of help of the i-th; NULL past the end. */
+KVF_API const char *kvf_policy_name(int64_t i, const char **help);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
