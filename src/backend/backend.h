@@ -1,0 +1,208 @@
+/* backend.h - what a device must be able to do: one table of ops, one argument struct per op.
+ *
+ * The forward pass (model/forward.c) and the KV manager (kv/) speak to a device only through this
+ * table. Pointers inside argument structs are memory of that backend (alloc), except where
+ * "host" is said. Ops may be asynchronous; sync waits. The CPU backend runs them at once.
+ *
+ * Layouts, outermost dimension first:
+ *     activations   [n_tok][width] f32
+ *     q, o          [n_tok][n_head][head_dim] f32
+ *     k, v (new)    [n_tok][n_head_kv][head_dim] f32
+ *     KV slot       K [n_head_kv][KVF_BLOCK][head_dim] f16, then V the same: one block of one layer
+ *     weights       [n_out][n_in], rows of whole quantised blocks, as in the file
+ *
+ * One backend serves all sessions of a ctx; ops of different sessions must not overlap in time, so
+ * a session holds `run` during a chunk.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVF_BACKEND_BACKEND_H
+#define KVF_BACKEND_BACKEND_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "base/dtype.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/threads.h"
+
+#define KVF_BACKEND_ABI 1u /* raised when an existing member changes */
+
+/* Tokens of a KV block: a pool slot, a store value, an index row (docs/ARCHITECTURE.md). */
+#define KVF_BLOCK 128
+#define KVF_BLOCK_SHIFT 7
+
+/* A weight matrix as the backend holds it. `data` is the file's bytes for the CPU (mapped, not
+ * copied), a device copy elsewhere. */
+typedef struct kvf_weight {
+    kvf_dtype type;
+    int64_t n_out, n_in; /* rows, columns; a vector has n_out = 1 */
+    size_t row_bytes;
+    const void *data;
+} kvf_weight;
+
+/* Slots of KV memory: slot i starts at slab[i >> shift] + (i & mask) * slot_bytes. Slabs never
+ * move, so a growing pool leaves running kernels alone. */
+typedef struct kvf_kv_view {
+    void *const *slab;
+    int32_t shift;
+    size_t slot_bytes; /* 2 * n_head_kv * KVF_BLOCK * head_dim * 2 */
+} kvf_kv_view;
+
+static inline void *kvf_kv_slot(const kvf_kv_view *v, int32_t slot)
+{
+    int32_t mask = (int32_t)((1u << v->shift) - 1u);
+    return (char *)v->slab[slot >> v->shift] + (size_t)(slot & mask) * v->slot_bytes;
+}
+
+typedef struct kvf_embed_args {
+    const kvf_weight *table;  /* [n_vocab][width] */
+    const kvf_token *tokens;  /* host, [n_tok], each < n_vocab */
+    int64_t n_tok;
+    float scale;              /* multiplies every element; 1 for most models */
+    float *out;               /* [n_tok][width] */
+} kvf_embed_args;
+
+typedef struct kvf_rmsnorm_args {
+    const float *x;      /* [n_row][width], rows x_stride floats apart */
+    const float *weight; /* [width] or NULL for 1 */
+    float *out;          /* may be x; rows out_stride apart */
+    int64_t n_row, width, x_stride, out_stride;
+    float eps;
+} kvf_rmsnorm_args;
+
+#define KVF_MATMUL_MAX 3 /* q, k and v share their input */
+
+/* y[j] = x w[j]^T + bias[j], or += with accumulate. Weights of one call share n_in and x, so that x
+ * is packed once. */
+typedef struct kvf_matmul_args {
+    const float *x;  /* [n_tok][n_in] */
+    int64_t n_tok;
+    int32_t n_w;     /* 1..KVF_MATMUL_MAX */
+    const kvf_weight *w[KVF_MATMUL_MAX];
+    const float *bias[KVF_MATMUL_MAX]; /* [n_out] or NULL */
+    float *y[KVF_MATMUL_MAX];          /* [n_tok][n_out] */
+    bool accumulate;
+} kvf_matmul_args;
+
+typedef enum kvf_rope_kind {
+    KVF_ROPE_NEOX = 0,       /* pairs (i, i + n_rot / 2): qwen2, qwen3, gemma3 */
+    KVF_ROPE_INTERLEAVED = 1 /* pairs (2i, 2i + 1): llama in GGUF, whose rows are permuted for it */
+} kvf_rope_kind;
+
+/* Angles of a chunk, made once and used by every layer: row t is [n_rot / 2] cos(pos[t] * inv_freq[j])
+ * and then [n_rot / 2] sin, both times mscale. */
+typedef struct kvf_rope_table_args {
+    const int32_t *pos;     /* host, [n_tok], position in the text; RoPE tables end far below 2^31 */
+    const double *inv_freq; /* host, [n_rot / 2], scaling already applied */
+    int64_t n_tok;
+    int32_t n_rot;
+    float mscale;           /* YaRN's attention factor; 1 for most */
+    float *cos_sin;         /* [n_tok][n_rot] */
+} kvf_rope_table_args;
+
+/* Rotate x in place: pair j of every head of token t turns by the angle of row t. */
+typedef struct kvf_rope_args {
+    float *x;               /* [n_tok][n_head][head_dim] */
+    int64_t n_tok;
+    int32_t n_head, head_dim, n_rot; /* n_rot <= head_dim, even; the rest stays */
+    const float *cos_sin;   /* [n_tok][n_rot], from rope_table */
+    kvf_rope_kind kind;
+} kvf_rope_args;
+
+/* Write new keys and values as f16 into slots: token i goes to place (first + i) of the list. */
+typedef struct kvf_kv_put_args {
+    const float *k, *v;    /* [n_tok][n_head_kv][head_dim] */
+    int64_t n_tok;
+    int32_t n_head_kv, head_dim;
+    const kvf_kv_view *kv;
+    const int32_t *slots;  /* host, [(first + n_tok + KVF_BLOCK - 1) / KVF_BLOCK] */
+    int64_t first;
+} kvf_kv_put_args;
+
+/* Causal attention over a list of slots. Key j of the list (slot j / KVF_BLOCK, place j % KVF_BLOCK)
+ * is visible to query i if j <= q_first + i and, with window > 0, j > q_first + i - window. A query
+ * that sees no key gets o = 0, lse = -inf. q and K are rotated already.
+ *     s_j = cap(scale * q . k_j),  cap(s) = softcap > 0 ? softcap * tanh(s / softcap) : s
+ *     lse = log sum_j exp(s_j),    o = sum_j exp(s_j - lse) v_j
+ * Partial results over disjoint key lists merge by lse (lse_merge). fp32 accumulation. */
+typedef struct kvf_attn_args {
+    const float *q;
+    float *o;              /* [n_tok][n_head][head_dim], not q */
+    float *lse;            /* [n_tok][n_head] or NULL */
+    int64_t n_tok;
+    int32_t n_head, n_head_kv, head_dim; /* n_head a multiple of n_head_kv */
+    float scale, softcap;
+    const kvf_kv_view *kv;
+    const int32_t *slots;  /* host, [(n_key + KVF_BLOCK - 1) / KVF_BLOCK] */
+    int64_t n_key;         /* valid keys in the list, >= 0 */
+    int64_t q_first;       /* place of query 0 in the order of keys; may be >= n_key */
+    int64_t window;        /* 0: none */
+} kvf_attn_args;
+
+/* (o, lse) <- merge of (o, lse) and (o2, lse2); a part with lse = -inf is skipped. */
+typedef struct kvf_lse_merge_args {
+    float *o, *lse;              /* [n_row][head_dim], [n_row] */
+    const float *o2, *lse2;
+    int64_t n_row;
+    int32_t head_dim;
+} kvf_lse_merge_args;
+
+typedef enum kvf_act { KVF_ACT_SILU = 0, KVF_ACT_GELU_TANH = 1 } kvf_act;
+
+/* gate[i] = act(gate[i]) * up[i] */
+typedef struct kvf_glu_args {
+    float *gate;
+    const float *up;
+    int64_t n; /* elements */
+    kvf_act act;
+} kvf_glu_args;
+
+typedef struct kvf_backend kvf_backend;
+
+typedef struct kvf_backend_ops {
+    uint32_t abi;     /* KVF_BACKEND_ABI */
+    const char *name; /* "cpu" */
+
+    void (*close)(kvf_backend *b);
+
+    /* Memory. alloc returns 64-byte aligned device memory, not zeroed. */
+    kvf_status (*alloc)(kvf_backend *b, void **out, size_t bytes, kvf_error *err);
+    void (*release)(kvf_backend *b, void *ptr);
+    kvf_status (*upload)(kvf_backend *b, void *dst, const void *src_host, size_t bytes, kvf_error *err);
+    kvf_status (*download)(kvf_backend *b, void *dst_host, const void *src, size_t bytes, kvf_error *err);
+    kvf_status (*copy)(kvf_backend *b, void *dst, const void *src, size_t bytes, kvf_error *err);
+    kvf_status (*sync)(kvf_backend *b, kvf_error *err);
+
+    /* Make `w` ready for matmul and embed; data is the file's bytes and outlives w (CPU: used in
+     * place). UNSUPPORTED names the type. */
+    kvf_status (*weight_init)(kvf_backend *b, kvf_weight *w, kvf_dtype type, int64_t n_out, int64_t n_in,
+                              const void *data, kvf_error *err);
+    void (*weight_fini)(kvf_backend *b, kvf_weight *w); /* (optional: nothing to free) */
+
+    kvf_status (*embed)(kvf_backend *b, const kvf_embed_args *a, kvf_error *err);
+    kvf_status (*rmsnorm)(kvf_backend *b, const kvf_rmsnorm_args *a, kvf_error *err);
+    kvf_status (*matmul)(kvf_backend *b, const kvf_matmul_args *a, kvf_error *err);
+    kvf_status (*rope_table)(kvf_backend *b, const kvf_rope_table_args *a, kvf_error *err);
+    kvf_status (*rope)(kvf_backend *b, const kvf_rope_args *a, kvf_error *err);
+    kvf_status (*kv_put)(kvf_backend *b, const kvf_kv_put_args *a, kvf_error *err);
+    kvf_status (*attn)(kvf_backend *b, const kvf_attn_args *a, kvf_error *err);
+    kvf_status (*lse_merge)(kvf_backend *b, const kvf_lse_merge_args *a, kvf_error *err);
+    kvf_status (*glu)(kvf_backend *b, const kvf_glu_args *a, kvf_error *err);
+    kvf_status (*add)(kvf_backend *b, float *x, const float *y, int64_t n, kvf_error *err); /* x += y */
+
+    int64_t (*batch_hint)(kvf_backend *b); /* good prefill chunk, tokens */
+    /* What has run so far, "mm=amx_bf16 mv=avx512_q8 attn=amx_bf16": written to out, cut to cap. */
+    void (*kernels)(kvf_backend *b, char *out, size_t cap);
+    void (*describe)(kvf_backend *b, char *out, size_t cap); /* the device in a word: "avx512" */
+} kvf_backend_ops;
+
+struct kvf_backend {
+    const kvf_backend_ops *ops;
+    const kvf_mem *mem;
+    const kvf_log *log;
+    pthread_mutex_t run; /* held by a session while it computes a chunk */
+};
+
+#endif

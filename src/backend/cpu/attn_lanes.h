@@ -1,0 +1,133 @@
+/* attn_lanes.h - online softmax with one query row per vector lane; include simd_*.h first.
+ *
+ * Rows of scores lie along the lanes and keys follow each other in memory, so maxima, sums and
+ * rescaling factors are whole vectors and nothing is ever reduced across lanes. Scores are in
+ * base 2: log2(e) is folded into the scaling of q, and exp becomes 2^x.
+ *
+ * Shared by prefill (attn_tmpl.h) and decode (attn_decode_tmpl.h).
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVF_BACKEND_CPU_ATTN_LANES_H
+#define KVF_BACKEND_CPU_ATTN_LANES_H
+
+#include <float.h>
+#include <math.h>
+
+#include "backend/cpu/attn_int.h"
+#include "backend/cpu/simd_math.h"
+
+#define KVF_INLINE static inline __attribute__((always_inline))
+
+/* The tiles below live in registers only when their small loops are unrolled. */
+#if defined(__clang__)
+#define KVF_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define KVF_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* One lane vector of query rows. A row that has seen no key has m = -FLT_MAX (finite, so that
+ * no difference is NaN) and l = 0. */
+typedef struct lanes {
+    float m[VF_LANES];     /* largest score so far */
+    float l[VF_LANES];     /* sum of 2^(s - m) so far */
+    float alpha[VF_LANES]; /* what the last softmax_lanes asks sums of p v to be multiplied by */
+    int32_t lo[VF_LANES], hi[VF_LANES]; /* keys of the block that the row sees: lo <= key < hi */
+} lanes;
+
+static void lanes_reset(lanes *w)
+{
+    vf_store(w->m, vf_set1(-FLT_MAX));
+    vf_store(w->l, vf_zero());
+}
+
+/* What q is multiplied by. With a soft cap the dot product is then the argument of tanh. */
+static float q_factor(const kvf_attn_args *a)
+{
+    return a->softcap > 0.0f ? a->scale / a->softcap : a->scale * 1.44269504f;
+}
+
+/* Scores s[i * stride ..], i0 <= i < i1, to p = 2^(s - m), raising m and l.
+ * per: keys of one vector; vector i holds keys i * per + (lane / 2) % per.
+ * masked: some lane does not see all of these keys; p is exactly 0 there. */
+KVF_INLINE void softmax_body(lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked,
+                             float cap)
+{
+    static const int32_t second[16] = { 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1 };
+    vi lo = vi_load(w->lo), hi = vi_load(w->hi);
+    vi key0 = per == 2 ? vi_load(second) : vi_set1(0);
+    vf old = vf_load(w->m), top = old, top2 = old;
+    if (masked || cap > 0.0f) {
+        vf unit = vf_set1(cap * 1.44269504f), never = vf_set1(-FLT_MAX);
+        for (int i = i0; i < i1; i++) {
+            vf x = vf_load(s + i * stride);
+            if (cap > 0.0f) x = vf_mul(vf_tanh(x), unit);
+            if (masked) x = vf_select(vi_within(vi_add(vi_set1(i * per), key0), lo, hi), x, never);
+            vf_store(s + i * stride, x);
+            top = vf_max(top, x);
+        }
+    } else {
+        int i = i0;
+        for (; i + 2 <= i1; i += 2) {
+            top = vf_max(top, vf_load(s + i * stride));
+            top2 = vf_max(top2, vf_load(s + (i + 1) * stride));
+        }
+        if (i < i1) top = vf_max(top, vf_load(s + i * stride));
+        top = vf_max(top, top2);
+    }
+    if (per == 2) top = vf_max(top, vf_swap_pairs(top));
+    vf alpha = vf_exp2_neg(vf_sub(old, top)), sum = vf_zero();
+    for (int i = i0; i < i1; i++) {
+        vf x = vf_exp2_neg(vf_sub(vf_load(s + i * stride), top));
+        if (masked) x = vf_select(vi_within(vi_add(vi_set1(i * per), key0), lo, hi), x, vf_zero());
+        vf_store(s + i * stride, x);
+        sum = vf_add(sum, x);
+    }
+    vf_store(w->m, top);
+    vf_store(w->alpha, alpha);
+    vf_store(w->l, vf_fma(vf_load(w->l), alpha, sum));
+}
+
+static void softmax_lanes(lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked,
+                          float cap)
+{
+    if (per == 2) softmax_body(w, s, stride, i0, i1, 2, masked, cap);
+    else if (masked || cap > 0.0f) softmax_body(w, s, stride, i0, i1, 1, masked, cap);
+    else softmax_body(w, s, stride, i0, i1, 1, false, 0.0f);
+}
+
+/* Result of a row from its maximum, its sum and its unnormalised output x[i * stride]. */
+static void row_finish(float *o, float *lse, const float *x, int64_t stride, int32_t n, float m, float l)
+{
+    float r = l > 0.0f ? 1.0f / l : 0.0f;
+    for (int32_t i = 0; i < n; i++) o[i] = x[i * stride] * r;
+    if (lse) *lse = l > 0.0f ? (float)(0.693147180559945309 * ((double)m + log2((double)l))) : -INFINITY;
+}
+
+/* Set what each lane sees of the block that starts at key `base`; lane i is row row0 + i * step.
+ * Rows are tokens times the group; lanes past n_row see all and go nowhere. */
+static void lanes_see(lanes *w, const kvf_attn_part *p, int64_t base, int lane, int64_t row, int64_t n_row)
+{
+    int32_t group = kvf_attn_group(p->a);
+    w->lo[lane] = 0;
+    w->hi[lane] = KVF_BLOCK;
+    if (row >= n_row) return;
+    kvf_key_range r = kvf_attn_visible(p, p->tok0 + row / group);
+    if (r.first > base) w->lo[lane] = r.first - base < KVF_BLOCK ? (int32_t)(r.first - base) : KVF_BLOCK;
+    if (r.end < base + KVF_BLOCK) w->hi[lane] = r.end > base ? (int32_t)(r.end - base) : 0;
+}
+
+/* The keys of the block at `base` that some row of tok_a..tok_b sees: *k0 <= key < *k1. Both ends
+ * of what a query sees rise with its place, so the outer queries decide. Returns whether some
+ * row sees fewer. */
+static bool block_keys(const kvf_attn_part *p, int64_t base, int64_t tok_a, int64_t tok_b, int *k0, int *k1)
+{
+    kvf_key_range a = kvf_attn_visible(p, tok_a), b = kvf_attn_visible(p, tok_b);
+    int64_t lo = a.first - base, hi = b.end - base;
+    *k0 = lo < 0 ? 0 : lo > KVF_BLOCK ? KVF_BLOCK : (int)lo;
+    *k1 = hi < *k0 ? *k0 : hi > KVF_BLOCK ? KVF_BLOCK : (int)hi;
+    return b.first > base + *k0 || a.end < base + *k1;
+}
+
+static inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+#endif

@@ -1,0 +1,561 @@
+/* cpu_backend.c - the CPU's op table: every op cut into parts for the thread pool.
+ *
+ * Small ops (one token's norm, RoPE, GLU) run on the calling thread: waking a worker costs more
+ * than they do. Scratch grows to the largest request and is kept: packed activations are shared,
+ * kernel scratch is per worker.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/cpu_backend.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backend/cpu/cpu_ops.h"
+
+/* Elements under which an element-wise op is not worth a wake-up (about 5 us of work). */
+enum { SERIAL_ELEMENTS = 32768 };
+
+typedef struct cpu_backend {
+    kvf_backend base;
+    kvf_cpu_ops ops;
+    bool f32;
+    kvf_threads *threads;
+    int32_t n_threads;
+
+    uint8_t *packed[KVF_MATMUL_MAX]; /* activations in up to three forms */
+    int64_t packed_cap[KVF_MATMUL_MAX];
+    uint8_t *work; /* [n_threads][work_bytes] kernel scratch */
+    int64_t work_bytes, work_cap;
+    uint8_t *partial; /* split-KV results */
+    int64_t partial_cap;
+
+    const char *ran_mm, *ran_mv, *ran_attn, *ran_attn_decode; /* what really ran, for kernels() */
+} cpu_backend;
+
+static cpu_backend *self(kvf_backend *b) { return (cpu_backend *)b; }
+
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+/* Scratch without keeping its content: free first, so that the peak is the larger of the two. */
+static kvf_status grow_scratch(cpu_backend *c, uint8_t **buf, int64_t *cap, size_t bytes, kvf_error *err)
+{
+    if ((int64_t)bytes <= *cap) return KVF_OK;
+    kvf_free(c->base.mem, *buf);
+    *buf = NULL;
+    *cap = 0;
+    *buf = kvf_alloc_raw(c->base.mem, bytes, 1);
+    if (!*buf)
+        return kvf_fail(err, KVF_ERR_NOMEM, "out of memory: %zu bytes of scratch refused; use a smaller batch", bytes);
+    *cap = (int64_t)bytes;
+    return KVF_OK;
+}
+
+/* Per-worker scratch of `bytes` each. */
+static kvf_status grow_work(cpu_backend *c, size_t bytes, kvf_error *err)
+{
+    bytes = round_up(bytes + 1, 4096); /* no two workers on one page */
+    if ((int64_t)bytes <= c->work_bytes) return KVF_OK;
+    size_t all;
+    if (!kvf_mul_size(bytes, (size_t)c->n_threads, &all)) all = SIZE_MAX;
+    c->work_bytes = 0;
+    KVF_TRY(grow_scratch(c, &c->work, &c->work_cap, all, err));
+    c->work_bytes = (int64_t)bytes;
+    return KVF_OK;
+}
+
+static void *work_of(cpu_backend *c, int32_t worker) { return c->work + (size_t)worker * (size_t)c->work_bytes; }
+
+/* Run fn over n parts; on the calling thread when `elements` of work are few. */
+static void run_parts(cpu_backend *c, int64_t n, int64_t elements, kvf_task_fn fn, void *arg)
+{
+    if (elements < SERIAL_ELEMENTS) {
+        for (int64_t i = 0; i < n; i++) fn(arg, i, 0);
+    } else {
+        kvf_threads_run(c->threads, n, fn, arg);
+    }
+}
+
+/* ---- Memory --------------------------------------------------------------------------- */
+
+static kvf_status op_alloc(kvf_backend *b, void **out, size_t bytes, kvf_error *err)
+{
+    *out = kvf_alloc_raw(b->mem, bytes, 1);
+    if (*out) return KVF_OK;
+    return kvf_fail(err, KVF_ERR_NOMEM, "out of memory: %zu bytes refused; lower the context or the batch", bytes);
+}
+
+static void op_release(kvf_backend *b, void *ptr) { kvf_free(b->mem, ptr); }
+
+static kvf_status op_copy(kvf_backend *b, void *dst, const void *src, size_t bytes, kvf_error *err)
+{
+    (void)b;
+    (void)err;
+    if (bytes) memcpy(dst, src, bytes);
+    return KVF_OK;
+}
+
+static kvf_status op_sync(kvf_backend *b, kvf_error *err)
+{
+    (void)b;
+    (void)err;
+    return KVF_OK;
+}
+
+static kvf_status op_weight_init(kvf_backend *b, kvf_weight *w, kvf_dtype type, int64_t n_out, int64_t n_in,
+                                 const void *data, kvf_error *err)
+{
+    (void)b;
+    const kvf_dtype_info *info = kvf_dtype_get((uint32_t)type);
+    if (!info) return kvf_fail(err, KVF_ERR_UNSUPPORTED, "the CPU backend has no tensor type %d", (int)type);
+    *w = (kvf_weight){ .type = type, .n_out = n_out, .n_in = n_in,
+                       .row_bytes = kvf_dtype_row_bytes((uint32_t)type, n_in), .data = data };
+    return KVF_OK;
+}
+
+/* ---- Element-wise ---------------------------------------------------------------------- */
+
+typedef struct rows_task {
+    cpu_backend *c;
+    const void *args;
+    int64_t n_row, per_part;
+} rows_task;
+
+/* Rows are cut into four parts a thread, so that a slow core does not hold the others up. */
+static rows_task rows_split(cpu_backend *c, const void *args, int64_t n_row, int64_t *n_part)
+{
+    int64_t per = (n_row + 4 * c->n_threads - 1) / (4 * c->n_threads);
+    if (per < 1) per = 1;
+    *n_part = (n_row + per - 1) / per;
+    return (rows_task){ c, args, n_row, per };
+}
+
+static int64_t rows_begin(const rows_task *t, int64_t part) { return part * t->per_part; }
+
+static int64_t rows_end(const rows_task *t, int64_t part)
+{
+    int64_t end = (part + 1) * t->per_part;
+    return end < t->n_row ? end : t->n_row;
+}
+
+static void embed_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const rows_task *t = arg;
+    const kvf_embed_args *a = t->args;
+    int64_t width = a->table->n_in;
+    for (int64_t i = rows_begin(t, part); i < rows_end(t, part); i++) {
+        const char *row = (const char *)a->table->data + (size_t)a->tokens[i] * a->table->row_bytes;
+        float *out = a->out + i * width;
+        t->c->ops.dequant(a->table->type, row, out, width);
+        if (a->scale != 1.0f) t->c->ops.scale(out, a->scale, width);
+    }
+}
+
+static kvf_status op_embed(kvf_backend *b, const kvf_embed_args *a, kvf_error *err)
+{
+    (void)err;
+    int64_t n_part;
+    rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
+    run_parts(t.c, n_part, a->n_tok * a->table->n_in, embed_part, &t);
+    return KVF_OK;
+}
+
+static void rmsnorm_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const rows_task *t = arg;
+    const kvf_rmsnorm_args *a = t->args;
+    for (int64_t i = rows_begin(t, part); i < rows_end(t, part); i++)
+        t->c->ops.rmsnorm(a->x + i * a->x_stride, a->weight, a->out + i * a->out_stride, a->width, a->eps);
+}
+
+static kvf_status op_rmsnorm(kvf_backend *b, const kvf_rmsnorm_args *a, kvf_error *err)
+{
+    (void)err;
+    int64_t n_part;
+    rows_task t = rows_split(self(b), a, a->n_row, &n_part);
+    run_parts(t.c, n_part, a->n_row * a->width, rmsnorm_part, &t);
+    return KVF_OK;
+}
+
+static void rope_table_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const rows_task *t = arg;
+    const kvf_rope_table_args *a = t->args;
+    int32_t half = a->n_rot / 2;
+    for (int64_t i = rows_begin(t, part); i < rows_end(t, part); i++) {
+        float *row = a->cos_sin + i * a->n_rot;
+        for (int32_t j = 0; j < half; j++) {
+            /* In double: at position 10^6 a float angle is off by 0.03 radians. */
+            double angle = (double)a->pos[i] * a->inv_freq[j];
+            row[j] = (float)cos(angle) * a->mscale;
+            row[half + j] = (float)sin(angle) * a->mscale;
+        }
+    }
+}
+
+static kvf_status op_rope_table(kvf_backend *b, const kvf_rope_table_args *a, kvf_error *err)
+{
+    (void)err;
+    int64_t n_part;
+    rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
+    run_parts(t.c, n_part, a->n_tok * a->n_rot * 32, rope_table_part, &t);
+    return KVF_OK;
+}
+
+static void rope_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const rows_task *t = arg;
+    const kvf_rope_args *a = t->args;
+    for (int64_t i = rows_begin(t, part); i < rows_end(t, part); i++)
+        t->c->ops.rope(a->x + i * a->n_head * a->head_dim, a->n_head, a->head_dim, a->n_rot,
+                       a->cos_sin + i * a->n_rot, a->kind);
+}
+
+static kvf_status op_rope(kvf_backend *b, const kvf_rope_args *a, kvf_error *err)
+{
+    (void)err;
+    int64_t n_part;
+    rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
+    run_parts(t.c, n_part, a->n_tok * a->n_head * a->head_dim, rope_part, &t);
+    return KVF_OK;
+}
+
+static void kv_put_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const rows_task *t = arg;
+    const kvf_kv_put_args *a = t->args;
+    int64_t d = a->head_dim, plane = (int64_t)KVF_BLOCK * d, v_at = a->n_head_kv * plane;
+    for (int64_t i = rows_begin(t, part); i < rows_end(t, part); i++) {
+        int64_t place = a->first + i;
+        kvf_f16 *slot = kvf_kv_slot(a->kv, a->slots[place >> KVF_BLOCK_SHIFT]);
+        kvf_f16 *row = slot + (place & (KVF_BLOCK - 1)) * d;
+        for (int32_t h = 0; h < a->n_head_kv; h++) {
+            int64_t from = (i * a->n_head_kv + h) * d;
+            t->c->ops.f32_to_f16(a->k + from, row + h * plane, d);
+            t->c->ops.f32_to_f16(a->v + from, row + v_at + h * plane, d);
+        }
+    }
+}
+
+static kvf_status op_kv_put(kvf_backend *b, const kvf_kv_put_args *a, kvf_error *err)
+{
+    (void)err;
+    int64_t n_part;
+    rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
+    run_parts(t.c, n_part, 2 * a->n_tok * a->n_head_kv * a->head_dim, kv_put_part, &t);
+    return KVF_OK;
+}
+
+/* Flat arrays are cut into runs of this many elements, whole cache lines. */
+enum { FLAT_RUN = 16384 };
+
+static void glu_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const rows_task *t = arg;
+    const kvf_glu_args *a = t->args;
+    int64_t at = part * FLAT_RUN, n = a->n - at < FLAT_RUN ? a->n - at : FLAT_RUN;
+    t->c->ops.glu(a->gate + at, a->up + at, n, a->act);
+}
+
+static kvf_status op_glu(kvf_backend *b, const kvf_glu_args *a, kvf_error *err)
+{
+    (void)err;
+    rows_task t = { self(b), a, 0, 0 };
+    run_parts(t.c, (a->n + FLAT_RUN - 1) / FLAT_RUN, a->n * 4, glu_part, &t);
+    return KVF_OK;
+}
+
+typedef struct add_args {
+    float *x;
+    const float *y;
+    int64_t n;
+} add_args;
+
+static void add_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const rows_task *t = arg;
+    const add_args *a = t->args;
+    int64_t at = part * FLAT_RUN, n = a->n - at < FLAT_RUN ? a->n - at : FLAT_RUN;
+    t->c->ops.add(a->x + at, a->y + at, n);
+}
+
+static kvf_status op_add(kvf_backend *b, float *x, const float *y, int64_t n, kvf_error *err)
+{
+    (void)err;
+    add_args a = { x, y, n };
+    rows_task t = { self(b), &a, 0, 0 };
+    run_parts(t.c, (n + FLAT_RUN - 1) / FLAT_RUN, n, add_part, &t);
+    return KVF_OK;
+}
+
+/* ---- Matrix product --------------------------------------------------------------------- */
+
+typedef struct matmul_task {
+    cpu_backend *c;
+    const kvf_matmul_args *a;
+    const kvf_mm_kernel *kernel[KVF_MATMUL_MAX];
+    const void *x[KVF_MATMUL_MAX];         /* packed, per weight */
+    int64_t first_part[KVF_MATMUL_MAX + 1]; /* parts of weight j: first_part[j] .. first_part[j + 1] */
+    int64_t rows[KVF_MATMUL_MAX];          /* per part */
+} matmul_task;
+
+static void matmul_part(void *arg, int64_t part, int32_t worker)
+{
+    const matmul_task *t = arg;
+    int32_t j = 0;
+    while (part >= t->first_part[j + 1]) j++;
+    const kvf_weight *w = t->a->w[j];
+    int64_t row0 = (part - t->first_part[j]) * t->rows[j], row1 = row0 + t->rows[j];
+    kvf_mm_part p = { .w = w, .x = t->x[j], .n_tok = t->a->n_tok, .row0 = row0,
+                      .row1 = row1 < w->n_out ? row1 : w->n_out, .bias = t->a->bias[j], .y = t->a->y[j],
+                      .y_stride = w->n_out, .accumulate = t->a->accumulate, .scratch = work_of(t->c, worker) };
+    t->kernel[j]->run(&p);
+}
+
+typedef struct pack_task {
+    const kvf_mm_kernel *kernel;
+    const kvf_matmul_args *a;
+    void *out;
+    int64_t rows;
+} pack_task;
+
+static void pack_part(void *arg, int64_t part, int32_t worker)
+{
+    (void)worker;
+    const pack_task *t = arg;
+    int64_t t0 = part * t->rows, t1 = t0 + t->rows;
+    t->kernel->pack(t->a->x, t->a->n_tok, t->a->w[0]->n_in, t0, t1 < t->a->n_tok ? t1 : t->a->n_tok, t->out);
+}
+
+/* Pack x for kernel j, unless an earlier weight of this call has the same form. */
+static kvf_status pack_x(matmul_task *t, int32_t j, kvf_error *err)
+{
+    cpu_backend *c = t->c;
+    const kvf_mm_kernel *kernel = t->kernel[j];
+    for (int32_t i = 0; i < j; i++) {
+        if (t->kernel[i]->x_form != kernel->x_form) continue;
+        t->x[j] = t->x[i];
+        return KVF_OK;
+    }
+    int64_t n_tok = t->a->n_tok, n_in = t->a->w[0]->n_in;
+    KVF_TRY(grow_scratch(c, &c->packed[j], &c->packed_cap[j], kernel->x_bytes(n_tok, n_in), err));
+    t->x[j] = c->packed[j];
+    pack_task p = { kernel, t->a, c->packed[j], 0 };
+    int64_t rows = (n_tok + 2 * c->n_threads - 1) / (2 * c->n_threads);
+    p.rows = (rows + kernel->pack_align - 1) / kernel->pack_align * kernel->pack_align;
+    run_parts(c, (n_tok + p.rows - 1) / p.rows, n_tok * n_in, pack_part, &p);
+    return KVF_OK;
+}
+
+/* Rows per part. Decode: at least 64 KiB of weights, so that streaming is not cut short. Prefill:
+ * about eight parts a thread, so that uneven cores balance. */
+static int64_t rows_per_part(const cpu_backend *c, const kvf_weight *w, int64_t n_tok, int64_t align)
+{
+    int64_t parts = (int64_t)c->n_threads * 8;
+    int64_t rows = (w->n_out + parts - 1) / parts;
+    int64_t least = n_tok <= 8 ? (int64_t)(65536 / w->row_bytes) + 1 : 32;
+    if (rows < least) rows = least;
+    return (rows + align - 1) / align * align;
+}
+
+static kvf_status op_matmul(kvf_backend *b, const kvf_matmul_args *a, kvf_error *err)
+{
+    cpu_backend *c = self(b);
+    if (a->n_tok <= 0) return KVF_OK;
+    matmul_task t = { .c = c, .a = a };
+    int64_t work = 0;
+    for (int32_t j = 0; j < a->n_w; j++) {
+        const kvf_weight *w = a->w[j];
+        const kvf_mm_kernel *kernel = t.kernel[j] = c->ops.mm_pick(&c->ops, w->type, a->n_tok, c->f32);
+        if (a->n_tok > 8) c->ran_mm = kernel->name;
+        else c->ran_mv = kernel->name;
+        KVF_TRY(grow_work(c, kernel->scratch_bytes(w->type, a->n_tok, w->n_in), err));
+        KVF_TRY(pack_x(&t, j, err));
+        t.rows[j] = rows_per_part(c, w, a->n_tok, kernel->row_align);
+        t.first_part[j + 1] = t.first_part[j] + (w->n_out + t.rows[j] - 1) / t.rows[j];
+        work += w->n_out * w->n_in * a->n_tok;
+    }
+    for (int32_t j = a->n_w; j < KVF_MATMUL_MAX; j++) t.first_part[j + 1] = t.first_part[a->n_w];
+    run_parts(c, t.first_part[a->n_w], work, matmul_part, &t);
+    return KVF_OK;
+}
+
+/* ---- Attention -------------------------------------------------------------------------- */
+
+typedef struct attn_task {
+    cpu_backend *c;
+    const kvf_attn_args *a;
+    int64_t tile, n_tile;                 /* prefill: queries per part */
+    int64_t key0, n_split, keys_per_split; /* decode */
+    float *o, *lse;                       /* decode: [n_head_kv][n_split][n_tok][group]([head_dim]) */
+} attn_task;
+
+static void attn_part_prefill(void *arg, int64_t part, int32_t worker)
+{
+    const attn_task *t = arg;
+    /* Late queries see more keys: start with them, so that the short parts fill the gaps at the end. */
+    int64_t tile = t->n_tile - 1 - part / t->a->n_head_kv, tok1 = (tile + 1) * t->tile;
+    kvf_attn_part p = { .a = t->a, .head_kv = (int32_t)(part % t->a->n_head_kv), .tok0 = tile * t->tile,
+                        .tok1 = tok1 < t->a->n_tok ? tok1 : t->a->n_tok, .key0 = 0, .key1 = t->a->n_key,
+                        .scratch = work_of(t->c, worker) };
+    t->c->ops.attn(&p);
+}
+
+static void attn_part_decode(void *arg, int64_t part, int32_t worker)
+{
+    const attn_task *t = arg;
+    const kvf_attn_args *a = t->a;
+    int64_t split = part % t->n_split, head = part / t->n_split, rows = a->n_tok * (a->n_head / a->n_head_kv);
+    int64_t key0 = t->key0 + split * t->keys_per_split, key1 = key0 + t->keys_per_split;
+    kvf_attn_part p = { .a = a, .head_kv = (int32_t)head, .tok0 = 0, .tok1 = a->n_tok, .key0 = key0,
+                        .key1 = key1 < a->n_key ? key1 : a->n_key, .scratch = work_of(t->c, worker) };
+    if (t->n_split > 1) {
+        p.o = t->o + part * rows * a->head_dim;
+        p.lse = t->lse + part * rows;
+    }
+    t->c->ops.attn_decode(&p);
+}
+
+/* Join the splits of every (KV head, token, query head) row into a->o and a->lse. */
+static void merge_splits(const attn_task *t)
+{
+    const kvf_attn_args *a = t->a;
+    int64_t group = a->n_head / a->n_head_kv, rows = a->n_tok * group, d = a->head_dim;
+    for (int64_t h = 0; h < a->n_head_kv; h++) {
+        float *o = t->o + h * t->n_split * rows * d, *lse = t->lse + h * t->n_split * rows;
+        for (int64_t r = 0; r < rows; r++) {
+            for (int64_t s = 1; s < t->n_split; s++)
+                t->c->ops.lse_merge(o + r * d, lse + r, o + (s * rows + r) * d, lse + s * rows + r, a->head_dim);
+            int64_t row = (r / group) * a->n_head + h * group + r % group;
+            memcpy(a->o + row * d, o + r * d, (size_t)d * sizeof(float));
+            if (a->lse) a->lse[row] = lse[r];
+        }
+    }
+}
+
+static kvf_status attn_decode(cpu_backend *c, const kvf_attn_args *a, kvf_error *err)
+{
+    attn_task t = { .c = c, .a = a };
+    /* Keys before the first query's window are not even looked at. */
+    if (a->window > 0 && a->q_first - a->window + 1 > 0)
+        t.key0 = (a->q_first - a->window + 1) / KVF_BLOCK * KVF_BLOCK;
+    if (t.key0 > a->n_key) t.key0 = a->n_key / KVF_BLOCK * KVF_BLOCK;
+    int64_t n_block = (a->n_key - t.key0 + KVF_BLOCK - 1) / KVF_BLOCK;
+    /* At least two blocks a split (20 us), at most two splits a thread over all heads. */
+    int64_t most = n_block / 2, want = (2 * c->n_threads + a->n_head_kv - 1) / a->n_head_kv;
+    t.n_split = want < most ? want : most;
+    if (t.n_split < 1) t.n_split = 1;
+    int64_t blocks = n_block > 0 ? (n_block + t.n_split - 1) / t.n_split : 1;
+    t.keys_per_split = blocks * KVF_BLOCK;
+    if (n_block > 0) t.n_split = (n_block + blocks - 1) / blocks; /* no empty split at the end */
+    size_t rows = (size_t)(t.n_split * a->n_tok * a->n_head);
+    if (t.n_split > 1) {
+        size_t o_bytes = round_up(rows * (size_t)a->head_dim * sizeof(float), 64);
+        KVF_TRY(grow_scratch(c, &c->partial, &c->partial_cap, o_bytes + rows * sizeof(float), err));
+        t.o = (float *)(void *)c->partial;
+        t.lse = (float *)(void *)(c->partial + o_bytes);
+    }
+    KVF_TRY(grow_work(c, c->ops.attn_decode_scratch_bytes(a, a->n_tok), err));
+    run_parts(c, a->n_head_kv * t.n_split, a->n_tok * a->n_head * a->head_dim * n_block * KVF_BLOCK,
+              attn_part_decode, &t);
+    if (t.n_split > 1) merge_splits(&t);
+    return KVF_OK;
+}
+
+static kvf_status op_attn(kvf_backend *b, const kvf_attn_args *a, kvf_error *err)
+{
+    cpu_backend *c = self(b);
+    if (a->n_tok <= 0) return KVF_OK;
+    if (a->n_tok <= c->ops.attn_decode_max) {
+        c->ran_attn_decode = c->ops.attn_decode_name;
+        return attn_decode(c, a, err);
+    }
+    c->ran_attn = c->ops.attn_name;
+    attn_task t = { .c = c, .a = a, .tile = c->ops.attn_tile(a) };
+    int64_t even = (a->n_tok * a->n_head_kv + c->n_threads - 1) / c->n_threads;
+    if (even < t.tile) t.tile = even < 16 ? 16 : (even + 15) / 16 * 16; /* a part for every thread */
+    t.n_tile = (a->n_tok + t.tile - 1) / t.tile;
+    KVF_TRY(grow_work(c, c->ops.attn_scratch_bytes(a, t.tile < a->n_tok ? t.tile : a->n_tok), err));
+    kvf_threads_run(c->threads, t.n_tile * a->n_head_kv, attn_part_prefill, &t);
+    return KVF_OK;
+}
+
+static kvf_status op_lse_merge(kvf_backend *b, const kvf_lse_merge_args *a, kvf_error *err)
+{
+    (void)err;
+    for (int64_t r = 0; r < a->n_row; r++)
+        self(b)->ops.lse_merge(a->o + r * a->head_dim, a->lse + r, a->o2 + r * a->head_dim, a->lse2 + r, a->head_dim);
+    return KVF_OK;
+}
+
+/* ---- The table -------------------------------------------------------------------------- */
+
+/* Unpacking a weight costs about the same as multiplying it with 100-200 tokens (AMX) or 30
+ * (int8), so chunks of a thousand keep it under a tenth without much activation memory. */
+static int64_t op_batch_hint(kvf_backend *b) { return self(b)->ops.level >= KVF_CPU_LEVEL_AMX ? 1024 : 512; }
+
+static void op_kernels(kvf_backend *b, char *out, size_t cap)
+{
+    cpu_backend *c = self(b);
+    const char *const what[] = { "mm", "mv", "attn", "attn_decode" };
+    const char *const ran[] = { c->ran_mm, c->ran_mv, c->ran_attn, c->ran_attn_decode };
+    size_t at = 0;
+    out[0] = 0;
+    for (int i = 0; i < 4; i++) {
+        if (!ran[i]) continue;
+        int n = snprintf(out + at, cap - at, "%s%s=%s", at ? " " : "", what[i], ran[i]);
+        if (n < 0 || (size_t)n >= cap - at) return;
+        at += (size_t)n;
+    }
+}
+
+static void op_describe(kvf_backend *b, char *out, size_t cap)
+{
+    snprintf(out, cap, "%s", kvf_cpu_level_name(self(b)->ops.level));
+}
+
+static void op_close(kvf_backend *b)
+{
+    cpu_backend *c = self(b);
+    for (int i = 0; i < KVF_MATMUL_MAX; i++) kvf_free(b->mem, c->packed[i]);
+    kvf_free(b->mem, c->work);
+    kvf_free(b->mem, c->partial);
+    pthread_mutex_destroy(&b->run);
+    kvf_free(b->mem, c);
+}
+
+static const kvf_backend_ops cpu_table = {
+    .abi = KVF_BACKEND_ABI, .name = "cpu", .close = op_close,
+    .alloc = op_alloc, .release = op_release, .upload = op_copy, .download = op_copy, .copy = op_copy, .sync = op_sync,
+    .weight_init = op_weight_init,
+    .embed = op_embed, .rmsnorm = op_rmsnorm, .matmul = op_matmul, .rope_table = op_rope_table, .rope = op_rope,
+    .kv_put = op_kv_put, .attn = op_attn, .lse_merge = op_lse_merge, .glu = op_glu, .add = op_add,
+    .batch_hint = op_batch_hint, .kernels = op_kernels, .describe = op_describe,
+};
+
+kvf_status kvf_cpu_backend_open(kvf_backend **out, const kvf_cpu_backend_params *p, kvf_error *err)
+{
+    *out = NULL;
+    void *block;
+    KVF_TRY(kvf_mem_get(p->mem, &block, 1, sizeof(cpu_backend), err));
+    cpu_backend *c = block;
+    c->base.ops = &cpu_table;
+    c->base.mem = p->mem;
+    c->base.log = p->log;
+    pthread_mutex_init(&c->base.run, NULL);
+    /* Exact mode: attention on AMX rounds probabilities to bf16, so the level below it serves. */
+    bool amx = p->level == KVF_CPU_LEVEL_AMX;
+    kvf_cpu_ops_init(&c->ops, p->f32 && amx ? KVF_CPU_LEVEL_AVX512 : p->level, p->flags);
+    c->f32 = p->f32;
+    c->threads = p->threads;
+    c->n_threads = kvf_threads_count(p->threads);
+    *out = &c->base;
+    return KVF_OK;
+}
