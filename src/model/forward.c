@@ -1,0 +1,249 @@
+/* forward.c - the transformer, see forward.h. One function per half layer; every line is an op of
+ * the backend, so the same file serves every device.
+ *
+ * The last layer is only computed where its output is read: for a prompt's last token, and not at
+ * all in the chunks before (their KV is still needed). That is one layer of n_layer saved.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "model/forward.h"
+
+#include <math.h>
+#include <string.h>
+
+struct kvf_forward {
+    const kvf_model *m;
+    kvf_backend *be;
+    int64_t n_batch;
+    int64_t cap;      /* tokens the buffers hold */
+    int64_t n_out;    /* of the last run */
+    size_t bytes;
+
+    float *arena;     /* backend memory behind the buffers below */
+    float *x;         /* [cap][n_embd] residual stream */
+    float *h;         /* [cap][n_embd] normed input, or a half layer's output before its post-norm */
+    float *q, *o;     /* [cap][n_head * head_dim] */
+    float *k, *v;     /* [cap][n_head_kv * head_dim] */
+    float *gate, *up; /* [cap][n_ff] */
+    float *rope[2];   /* [cap][n_rot] angles: global layers, sliding-window layers */
+    int32_t *pos;     /* host, [cap] */
+
+    float *logits;    /* backend memory, [logits_cap][n_vocab] */
+    int64_t logits_cap;
+};
+
+kvf_status kvf_forward_open(kvf_forward **out, const kvf_model *m, int64_t n_batch, kvf_error *err)
+{
+    *out = NULL;
+    void *block;
+    KVF_TRY(kvf_mem_get(m->mem, &block, 1, sizeof(kvf_forward), err));
+    kvf_forward *f = block;
+    f->m = m;
+    f->be = m->backend;
+    f->n_batch = n_batch;
+    *out = f;
+    return KVF_OK;
+}
+
+static void release_buffers(kvf_forward *f)
+{
+    if (f->arena) f->be->ops->release(f->be, f->arena);
+    kvf_free(f->m->mem, f->pos);
+    f->arena = NULL;
+    f->pos = NULL;
+    f->cap = 0;
+    f->bytes = 0;
+}
+
+void kvf_forward_close(kvf_forward *f)
+{
+    if (!f) return;
+    release_buffers(f);
+    if (f->logits) f->be->ops->release(f->be, f->logits);
+    kvf_free(f->m->mem, f);
+}
+
+size_t kvf_forward_bytes(const kvf_forward *f)
+{
+    return f->bytes + (size_t)f->logits_cap * (size_t)f->m->hp.n_vocab * sizeof(float);
+}
+
+/* Buffers for n tokens, in one allocation; each starts on a cache line. */
+static kvf_status grow_buffers(kvf_forward *f, int64_t n, kvf_error *err)
+{
+    if (n <= f->cap) return KVF_OK;
+    const kvf_hparams *hp = &f->m->hp;
+    int64_t q = (int64_t)hp->n_head * hp->head_dim, kv = (int64_t)hp->n_head_kv * hp->head_dim;
+    const struct {
+        float **at;
+        int64_t width;
+    } parts[] = { { &f->x, hp->n_embd }, { &f->h, hp->n_embd }, { &f->q, q }, { &f->o, q }, { &f->k, kv }, { &f->v, kv },
+                  { &f->gate, hp->n_ff }, { &f->up, hp->n_ff }, { &f->rope[0], hp->n_rot }, { &f->rope[1], hp->n_rot } };
+    enum { N = sizeof parts / sizeof *parts };
+    int64_t total = 0, offset[N];
+    for (int i = 0; i < N; i++) {
+        offset[i] = total;
+        total += (n * parts[i].width + 15) / 16 * 16;
+    }
+    f->n_out = 0; /* hidden states of an earlier run go with the old buffers */
+    release_buffers(f);
+    void *block;
+    KVF_TRY(kvf_mem_get(f->m->mem, &block, (size_t)n, sizeof(int32_t), err));
+    f->pos = block;
+    KVF_TRY(f->be->ops->alloc(f->be, &block, (size_t)total * sizeof(float), err));
+    f->arena = block;
+    for (int i = 0; i < N; i++) *parts[i].at = f->arena + offset[i];
+    f->cap = n;
+    f->bytes = (size_t)total * sizeof(float) + (size_t)n * sizeof(int32_t);
+    return KVF_OK;
+}
+
+static kvf_status norm(kvf_forward *f, const float *x, const float *weight, float *out, int64_t n, int64_t width,
+                       kvf_error *err)
+{
+    kvf_rmsnorm_args a = { .x = x, .weight = weight, .out = out, .n_row = n, .width = width, .x_stride = width,
+                           .out_stride = width, .eps = f->m->hp.norm_eps };
+    return f->be->ops->rmsnorm(f->be, &a, err);
+}
+
+/* y = x w^T (+ bias), or y += with accumulate. */
+static kvf_status project(kvf_forward *f, const float *x, const kvf_weight *w, const float *bias, float *y, int64_t n,
+                          bool accumulate, kvf_error *err)
+{
+    kvf_matmul_args a = { .x = x, .n_tok = n, .n_w = 1, .w = { w }, .bias = { bias }, .y = { y }, .accumulate = accumulate };
+    return f->be->ops->matmul(f->be, &a, err);
+}
+
+static kvf_status rotate(kvf_forward *f, float *x, int32_t n_head, int64_t first, int64_t n, bool sliding, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    kvf_rope_args a = { .x = x, .n_tok = n, .n_head = n_head, .head_dim = hp->head_dim, .n_rot = hp->n_rot,
+                        .cos_sin = f->rope[sliding] + first * hp->n_rot, .kind = hp->rope_kind };
+    return f->be->ops->rope(f->be, &a, err);
+}
+
+/* q, k, v of the normed input; keys of all n tokens, queries of the last n_q. */
+static kvf_status project_qkv(kvf_forward *f, const kvf_layer *y, int64_t n, int64_t n_q, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    kvf_matmul_args a = { .x = f->h, .n_tok = n, .n_w = 2, .w = { &y->k, &y->v, &y->q },
+                          .bias = { y->k_bias, y->v_bias, y->q_bias }, .y = { f->k, f->v, f->q } };
+    if (n_q == n) a.n_w = 3;
+    KVF_TRY(f->be->ops->matmul(f->be, &a, err));
+    if (n_q == n || n_q == 0) return KVF_OK;
+    return project(f, f->h + (n - n_q) * hp->n_embd, &y->q, y->q_bias, f->q, n_q, false, err);
+}
+
+/* x += post_norm(y): with a post-norm the product goes to h first. */
+static kvf_status project_residual(kvf_forward *f, const float *in, const kvf_weight *w, const float *bias,
+                                   const float *post_norm, float *x, int64_t n, kvf_error *err)
+{
+    if (!post_norm) return project(f, in, w, bias, x, n, true, err);
+    int64_t width = f->m->hp.n_embd;
+    KVF_TRY(project(f, in, w, bias, f->h, n, false, err));
+    KVF_TRY(norm(f, f->h, post_norm, f->h, n, width, err));
+    return f->be->ops->add(f->be, x, f->h, n * width, err);
+}
+
+/* Attention half of layer l over the chunk's n tokens; the residual of the last n_q is updated. */
+static kvf_status attention(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, int32_t l, int64_t n, int64_t n_q,
+                            kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    const kvf_layer *y = &f->m->layers[l];
+    bool sliding = kvf_layer_is_sliding(hp, l);
+    KVF_TRY(norm(f, f->x, y->attn_norm, f->h, n, hp->n_embd, err));
+    KVF_TRY(project_qkv(f, y, n, n_q, err));
+    if (y->q_norm && n_q > 0) KVF_TRY(norm(f, f->q, y->q_norm, f->q, n_q * hp->n_head, hp->head_dim, err));
+    if (y->k_norm) KVF_TRY(norm(f, f->k, y->k_norm, f->k, n * hp->n_head_kv, hp->head_dim, err));
+    KVF_TRY(rotate(f, f->k, hp->n_head_kv, 0, n, sliding, err));
+    KVF_TRY(kvf_kv_put(kv, l, f->k, f->v, n, err));
+    if (n_q == 0) return KVF_OK;
+    KVF_TRY(rotate(f, f->q, hp->n_head, n - n_q, n_q, sliding, err));
+    kvf_kv_attend_args a = { .layer = l, .policy = policy, .q = f->q, .o = f->o, .n_tok = n, .n_q = n_q,
+                             .scale = hp->attn_scale, .softcap = hp->attn_softcap, .window = sliding ? hp->window : 0 };
+    KVF_TRY(kvf_kv_attend(kv, &a, err));
+    return project_residual(f, f->o, &y->o, y->o_bias, y->post_attn_norm, f->x + (n - n_q) * hp->n_embd, n_q, err);
+}
+
+/* FFN half of layer l for the last n_q of n tokens. */
+static kvf_status feed_forward(kvf_forward *f, int32_t l, int64_t n, int64_t n_q, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    const kvf_layer *y = &f->m->layers[l];
+    float *x = f->x + (n - n_q) * hp->n_embd;
+    KVF_TRY(norm(f, x, y->ffn_norm, f->h, n_q, hp->n_embd, err));
+    kvf_matmul_args a = { .x = f->h, .n_tok = n_q, .n_w = 2, .w = { &y->gate, &y->up }, .y = { f->gate, f->up } };
+    KVF_TRY(f->be->ops->matmul(f->be, &a, err));
+    kvf_glu_args g = { .gate = f->gate, .up = f->up, .n = n_q * hp->n_ff, .act = hp->act };
+    KVF_TRY(f->be->ops->glu(f->be, &g, err));
+    return project_residual(f, f->gate, &y->down, NULL, y->post_ffn_norm, x, n_q, err);
+}
+
+/* Token embeddings and the chunk's RoPE angles. */
+static kvf_status begin(kvf_forward *f, const kvf_chunk *c, int64_t n_past, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    for (int64_t i = 0; i < c->n_tok; i++) f->pos[i] = (int32_t)(n_past + i);
+    for (int i = 0; i < (hp->window > 0 ? 2 : 1); i++) {
+        kvf_rope_table_args r = { .pos = f->pos, .inv_freq = f->m->inv_freq[i], .n_tok = c->n_tok, .n_rot = hp->n_rot,
+                                  .mscale = i == 0 ? hp->rope_mscale : 1, .cos_sin = f->rope[i] };
+        KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
+    }
+    kvf_embed_args e = { .table = &f->m->embed, .tokens = c->tokens, .n_tok = c->n_tok, .scale = hp->embed_scale, .out = f->x };
+    return f->be->ops->embed(f->be, &e, err);
+}
+
+kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err)
+{
+    if (c->n_tok < 1 || c->n_tok > f->n_batch || c->n_out < 0 || c->n_out > c->n_tok)
+        return kvf_fail(err, KVF_ERR_INTERNAL, "a chunk of %lld tokens in a batch of %lld", (long long)c->n_tok,
+                        (long long)f->n_batch);
+    int64_t n_past = kvf_kv_len(kv), n = c->n_tok;
+    if (n_past + n > INT32_MAX)
+        return kvf_fail(err, KVF_ERR_LIMIT, "positions end at %d tokens; shorten the text", INT32_MAX);
+    KVF_TRY(grow_buffers(f, n, err));
+    f->n_out = 0;
+    KVF_TRY(kvf_kv_reserve(kv, n, err));
+    KVF_TRY(begin(f, c, n_past, err));
+    int32_t last = f->m->hp.n_layer - 1;
+    for (int32_t l = 0; l <= last; l++) {
+        int64_t n_q = l < last ? n : c->n_out;
+        KVF_TRY(attention(f, kv, policy, l, n, n_q, err));
+        if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
+    }
+    kvf_kv_commit(kv, n);
+    /* The wanted rows to the front of x, where logits() finds them. */
+    if (c->n_out > 0 && c->n_out < n) {
+        int64_t width = f->m->hp.n_embd;
+        for (int64_t i = 0; i < c->n_out; i++)
+            KVF_TRY(f->be->ops->copy(f->be, f->x + i * width, f->x + (n - c->n_out + i) * width,
+                                     (size_t)width * sizeof(float), err));
+    }
+    f->n_out = c->n_out;
+    return KVF_OK;
+}
+
+kvf_status kvf_forward_logits(kvf_forward *f, int64_t first, int64_t n, float *logits, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    if (first < 0 || n < 1 || first + n > f->n_out)
+        return kvf_fail(err, KVF_ERR_INTERNAL, "logits %lld..%lld of %lld", (long long)first, (long long)(first + n),
+                        (long long)f->n_out);
+    if (n > f->logits_cap) {
+        if (f->logits) f->be->ops->release(f->be, f->logits);
+        f->logits = NULL;
+        f->logits_cap = 0;
+        size_t elements;
+        if (!kvf_mul_size((size_t)n, (size_t)hp->n_vocab, &elements)) elements = SIZE_MAX / 8;
+        void *block;
+        KVF_TRY(f->be->ops->alloc(f->be, &block, elements * sizeof(float), err));
+        f->logits = block;
+        f->logits_cap = n;
+    }
+    KVF_TRY(norm(f, f->x + first * hp->n_embd, f->m->output_norm, f->h, n, hp->n_embd, err));
+    KVF_TRY(project(f, f->h, &f->m->output, NULL, f->logits, n, false, err));
+    KVF_TRY(f->be->ops->download(f->be, logits, f->logits, (size_t)n * (size_t)hp->n_vocab * sizeof(float), err));
+    for (int64_t i = 0; hp->final_softcap > 0 && i < n * hp->n_vocab; i++)
+        logits[i] = hp->final_softcap * tanhf(logits[i] / hp->final_softcap);
+    return KVF_OK;
+}

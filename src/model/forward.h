@@ -1,0 +1,33 @@
+/* forward.h - runs a chunk of tokens through the layers.
+ *
+ * Owns the activations of one chunk: about (4 n_embd + 2 n_head head_dim + 2 n_ff + ...) floats a
+ * token. KV goes to the KV manager; what attention reads is the policy's choice.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVF_MODEL_FORWARD_H
+#define KVF_MODEL_FORWARD_H
+
+#include "kv/kv.h"
+#include "model/model.h"
+
+typedef struct kvf_forward kvf_forward;
+
+/* n_batch: most tokens of a chunk. Activations are allocated for the largest chunk seen. */
+kvf_status kvf_forward_open(kvf_forward **out, const kvf_model *m, int64_t n_batch, kvf_error *err);
+void kvf_forward_close(kvf_forward *f);
+size_t kvf_forward_bytes(const kvf_forward *f);
+
+typedef struct kvf_chunk {
+    const kvf_token *tokens; /* [n_tok], each < n_vocab */
+    int64_t n_tok;           /* 1..n_batch */
+    int64_t n_out;           /* hidden states wanted, of the last n_out tokens; 0: only KV */
+} kvf_chunk;
+
+/* Compute the chunk after the kv's committed tokens and commit it. On failure kv is unchanged.
+ * Errors: LIMIT, NOMEM. */
+kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err);
+
+/* Logits of the last run: rows first..first + n of its n_out, into logits [n][n_vocab] (host). */
+kvf_status kvf_forward_logits(kvf_forward *f, int64_t first, int64_t n, float *logits, kvf_error *err);
+
+#endif

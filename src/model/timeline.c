@@ -1,0 +1,318 @@
+/* timeline.c - see timeline.h.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#define _POSIX_C_SOURCE 200809L
+#include "model/timeline.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+/* Rows of logits computed at once when every position is scored: enough to reuse the weights of
+ * the output layer, few enough for a vocabulary of 262144 (32 MiB). */
+enum { SCORE_ROWS = 32 };
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+static int64_t layer_blocks(int64_t n_tok) { return (n_tok + KVF_BLOCK - 1) / KVF_BLOCK; }
+
+static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_error *err)
+{
+    const kvf_hparams *hp = &s->m->hp;
+    kvf_dims dims = kvf_model_dims(s->m);
+    void *block;
+    KVF_TRY(kvf_policy_open(&s->policy, p->policy ? p->policy : "full", dims, s->mem, err));
+    kvf_pool_params pp = { .backend = s->m->backend, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim,
+                           .max_slots = layer_blocks(s->n_ctx) * hp->n_layer, .budget_bytes = p->kv_bytes };
+    KVF_TRY(kvf_pool_open(&s->pool, &pp, err));
+    KVF_TRY(kvf_kv_open(&s->kv, s->pool, dims, err));
+    KVF_TRY(kvf_forward_open(&s->forward, s->m, s->n_batch, err));
+    KVF_TRY(kvf_sampler_open(&s->sampler, &p->sampling, hp->n_vocab, s->mem, err));
+    KVF_TRY(kvf_mem_get(s->mem, &block, (size_t)hp->n_vocab, sizeof(float), err));
+    s->logits = block;
+    return KVF_OK;
+}
+
+kvf_status kvf_timeline_open(kvf_session **out, kvf_model *m, const kvf_session_params *p, kvf_error *err)
+{
+    *out = NULL;
+    void *block;
+    KVF_TRY(kvf_mem_get(m->mem, &block, 1, sizeof(kvf_session), err));
+    kvf_session *s = block;
+    s->m = m;
+    s->mem = m->mem;
+    s->n_ctx = p->n_ctx > 0 ? p->n_ctx : m->hp.n_ctx_train;
+    s->n_batch = p->n_batch > 0 ? p->n_batch : m->backend->ops->batch_hint(m->backend);
+    s->progress = p->progress;
+    s->user = p->user;
+    atomic_init(&s->cancel, 0);
+    kvf_status rc = open_parts(s, p, err);
+    if (rc < 0) {
+        kvf_timeline_close(s);
+        return rc;
+    }
+    if (s->n_ctx > m->hp.n_ctx_train)
+        kvf_log_write(m->backend->log, KVF_LOG_WARN, "context of %lld tokens; the model was trained for %lld",
+                      (long long)s->n_ctx, (long long)m->hp.n_ctx_train);
+    *out = s;
+    return KVF_OK;
+}
+
+void kvf_timeline_close(kvf_session *s)
+{
+    if (!s) return;
+    kvf_sampler_close(s->sampler);
+    kvf_forward_close(s->forward);
+    kvf_kv_close(s->kv);
+    kvf_pool_close(s->pool);
+    kvf_policy_close(s->policy);
+    kvf_free(s->mem, s->tokens);
+    kvf_free(s->mem, s->logits);
+    kvf_free(s->mem, s->score_rows);
+    kvf_free(s->mem, s);
+}
+
+/* Would a timeline of n tokens fit? Nothing is changed. */
+static kvf_status check_room(const kvf_session *s, int64_t n, kvf_error *err)
+{
+    if (n > s->n_ctx)
+        return kvf_fail(err, KVF_ERR_LIMIT, "%lld tokens do not fit the context of %lld; shorten the text or raise n_ctx",
+                        (long long)n, (long long)s->n_ctx);
+    int64_t have = layer_blocks(kvf_kv_len(s->kv)), want = layer_blocks(n);
+    return want > have ? kvf_pool_can_take(s->pool, (want - have) * s->m->hp.n_layer, err) : KVF_OK;
+}
+
+static kvf_status check_tokens(const kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= s->m->hp.n_vocab)
+            return kvf_fail(err, KVF_ERR_ARG, "token %lld is %d; the vocabulary has 0 to %d", (long long)i, tokens[i],
+                            s->m->hp.n_vocab - 1);
+    return KVF_OK;
+}
+
+/* Compute one chunk, alone on the backend. */
+static kvf_status run_chunk(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
+{
+    pthread_mutex_lock(&s->m->backend->run);
+    kvf_status rc = kvf_forward_run(s->forward, s->kv, s->policy, c, err);
+    if (rc >= 0 && logits) rc = kvf_forward_logits(s->forward, 0, 1, logits, err);
+    pthread_mutex_unlock(&s->m->backend->run);
+    if (rc >= 0) s->n_computed += c->n_tok;
+    return rc;
+}
+
+static kvf_status check_cancel(kvf_session *s, kvf_error *err)
+{
+    if (!atomic_exchange(&s->cancel, 0)) return KVF_OK;
+    return kvf_fail(err, KVF_ERR_CANCELLED, "cancelled after %lld tokens", (long long)kvf_kv_len(s->kv));
+}
+
+static kvf_status report(kvf_session *s, int64_t done, int64_t total, kvf_error *err)
+{
+    if (s->progress && s->progress(s->user, done, total))
+        return kvf_fail(err, KVF_ERR_CANCELLED, "cancelled after %lld tokens", (long long)kvf_kv_len(s->kv));
+    return KVF_OK;
+}
+
+/* Run every token of the timeline that the KV does not hold; then s->logits are those after the
+ * last. tell: report progress. */
+static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
+{
+    int64_t first = kvf_kv_len(s->kv), total = s->n_token - first;
+    while (kvf_kv_len(s->kv) < s->n_token) {
+        KVF_TRY(check_cancel(s, err));
+        int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = left < s->n_batch ? left : s->n_batch;
+        kvf_chunk c = { s->tokens + at, n, n == left };
+        KVF_TRY(run_chunk(s, &c, n == left ? s->logits : NULL, err));
+        s->has_logits = n == left;
+        if (tell) KVF_TRY(report(s, at + n - first, total, err));
+    }
+    return KVF_OK;
+}
+
+/* After a failure the timeline is what was computed. */
+static void settle(kvf_session *s)
+{
+    if (kvf_kv_len(s->kv) < s->n_token) {
+        s->n_token = kvf_kv_len(s->kv);
+        s->has_logits = false;
+    }
+}
+
+kvf_status kvf_timeline_logits(kvf_session *s, kvf_error *err)
+{
+    if (s->n_token == 0)
+        return kvf_fail(err, KVF_ERR_STATE, "the timeline is empty; hand tokens to kvf_session_sync first");
+    if (s->has_logits) return KVF_OK;
+    if (kvf_kv_len(s->kv) == s->n_token) kvf_kv_truncate(s->kv, s->n_token - 1); /* its logits were not kept */
+    double start = now_ms();
+    kvf_status rc = compute(s, false, err);
+    s->decode_ms += now_ms() - start;
+    return rc;
+}
+
+static kvf_status prefill(kvf_session *s, kvf_error *err)
+{
+    double start = now_ms();
+    kvf_status rc = compute(s, true, err);
+    s->prefill_ms += now_ms() - start;
+    if (rc < 0) settle(s);
+    return rc;
+}
+
+kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
+{
+    KVF_TRY(check_tokens(s, tokens, n, err));
+    KVF_TRY(check_room(s, n, err));
+    void *list = s->tokens;
+    KVF_TRY(kvf_reserve(s->mem, &list, &s->cap_token, n, sizeof(kvf_token), err));
+    s->tokens = list;
+    int64_t same = 0, both = n < s->n_token ? n : s->n_token;
+    while (same < both && s->tokens[same] == tokens[same]) same++;
+    s->n_prompt += n;
+    if (same == n && n == s->n_token && s->has_logits) {
+        s->n_reused += n;
+        return KVF_OK;
+    }
+    int64_t keep = same < kvf_kv_len(s->kv) ? same : kvf_kv_len(s->kv);
+    if (keep == n) keep = n - 1; /* the logits after the last token are wanted */
+    kvf_kv_truncate(s->kv, keep);
+    memcpy(s->tokens, tokens, (size_t)n * sizeof *tokens);
+    s->n_token = n;
+    s->has_logits = false;
+    s->n_reused += keep;
+    return prefill(s, err);
+}
+
+/* Put tokens at the end of the list without computing them. */
+static kvf_status extend(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
+{
+    KVF_TRY(check_tokens(s, tokens, n, err));
+    KVF_TRY(check_room(s, s->n_token + n, err));
+    void *list = s->tokens;
+    KVF_TRY(kvf_reserve(s->mem, &list, &s->cap_token, s->n_token + n, sizeof(kvf_token), err));
+    s->tokens = list;
+    memcpy(s->tokens + s->n_token, tokens, (size_t)n * sizeof *tokens);
+    s->n_token += n;
+    s->has_logits = false;
+    return KVF_OK;
+}
+
+kvf_status kvf_timeline_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
+{
+    KVF_TRY(extend(s, tokens, n, err));
+    s->n_prompt += n;
+    return prefill(s, err);
+}
+
+kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err)
+{
+    *out = KVF_TOKEN_NONE;
+    KVF_TRY(check_cancel(s, err));
+    KVF_TRY(kvf_timeline_logits(s, err));
+    double start = now_ms();
+    kvf_token token = kvf_sampler_pick(s->sampler, s->logits, s->tokens, s->n_token);
+    s->decode_ms += now_ms() - start;
+    if (kvf_tokenizer_is_end(s->m->tokenizer, token)) {
+        *out = token;
+        return KVF_DONE;
+    }
+    KVF_TRY(extend(s, &token, 1, err));
+    s->n_generated++;
+    *out = token;
+    return KVF_OK;
+}
+
+void kvf_score_row(const float *logits, int32_t n_vocab, kvf_token token, kvf_score *out)
+{
+    enum { TOP = 5 };
+    int32_t n = 0;
+    float max = -INFINITY;
+    for (int32_t i = 0; i < n_vocab; i++) {
+        float x = logits[i];
+        if (x > max) max = x;
+        if (n == TOP && !(x > out->top_logprob[TOP - 1])) continue;
+        int32_t at = n < TOP ? n++ : TOP - 1;
+        for (; at > 0 && x > out->top_logprob[at - 1]; at--) {
+            out->top_logprob[at] = out->top_logprob[at - 1];
+            out->top[at] = out->top[at - 1];
+        }
+        out->top_logprob[at] = x;
+        out->top[at] = i;
+    }
+    double sum = 0;
+    for (int32_t i = 0; i < n_vocab; i++)
+        if (logits[i] > max - 30) sum += expf(logits[i] - max); /* 10^5 terms under e^-30 change nothing */
+    float lse = max + (float)log(sum);
+    out->logprob = logits[token] - lse;
+    for (int32_t i = 0; i < TOP; i++) {
+        if (i >= n) out->top[i] = KVF_TOKEN_NONE;
+        out->top_logprob[i] = i < n ? out->top_logprob[i] - lse : -INFINITY;
+    }
+}
+
+/* Score tokens at..at + n of the timeline from the hidden states of the chunk before at. */
+static kvf_status score_chunk(kvf_session *s, int64_t at, int64_t n, kvf_score *scores, kvf_error *err)
+{
+    int32_t n_vocab = s->m->hp.n_vocab;
+    for (int64_t i = 0; i < n; i += SCORE_ROWS) {
+        int64_t rows = n - i < SCORE_ROWS ? n - i : SCORE_ROWS;
+        pthread_mutex_lock(&s->m->backend->run);
+        kvf_status rc = kvf_forward_logits(s->forward, i, rows, s->score_rows, err);
+        pthread_mutex_unlock(&s->m->backend->run);
+        KVF_TRY(rc);
+        for (int64_t r = 0; r < rows; r++) {
+            const float *row = s->score_rows + r * n_vocab;
+            if (at + i + r < s->n_token) {
+                kvf_score_row(row, n_vocab, s->tokens[at + i + r], &scores[i + r]);
+            } else {
+                memcpy(s->logits, row, (size_t)n_vocab * sizeof *row);
+                s->has_logits = true;
+            }
+        }
+    }
+    return KVF_OK;
+}
+
+/* Every chunk's hidden states are wanted here, and the token each predicts is the next one. */
+static kvf_status score_all(kvf_session *s, int64_t first, kvf_score *scores, kvf_error *err)
+{
+    int64_t total = s->n_token - first;
+    while (kvf_kv_len(s->kv) < s->n_token) {
+        KVF_TRY(check_cancel(s, err));
+        int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = left < s->n_batch ? left : s->n_batch;
+        kvf_chunk c = { s->tokens + at, n, n };
+        KVF_TRY(run_chunk(s, &c, NULL, err));
+        KVF_TRY(score_chunk(s, at + 1, n, scores + (at + 1 - first), err));
+        KVF_TRY(report(s, at + n - first, total, err));
+    }
+    return KVF_OK;
+}
+
+kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_score *scores, kvf_error *err)
+{
+    void *block = s->score_rows;
+    if (!block) KVF_TRY(kvf_mem_get(s->mem, &block, SCORE_ROWS * (size_t)s->m->hp.n_vocab, sizeof(float), err));
+    s->score_rows = block;
+    KVF_TRY(check_tokens(s, tokens, n, err));
+    KVF_TRY(check_room(s, s->n_token + n, err));
+    memset(&scores[0], 0, sizeof scores[0]);
+    if (s->n_token > 0) {
+        KVF_TRY(kvf_timeline_logits(s, err));
+        kvf_score_row(s->logits, s->m->hp.n_vocab, tokens[0], &scores[0]);
+    }
+    int64_t first = s->n_token;
+    KVF_TRY(extend(s, tokens, n, err));
+    s->n_prompt += n;
+    double start = now_ms();
+    kvf_status rc = score_all(s, first, scores, err);
+    s->prefill_ms += now_ms() - start;
+    if (rc < 0) settle(s);
+    return rc;
+}

@@ -1,0 +1,53 @@
+/* timeline.h - one session: the tokens, what of them is computed, and what comes next.
+ *
+ * The timeline is a list of tokens; the KV holds its first `kvf_kv_len` of them. A token that
+ * next() sampled is put on the list at once and computed only when the token after it is asked
+ * for, so that the last token of an answer costs nothing and the first is shown a step earlier.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVF_MODEL_TIMELINE_H
+#define KVF_MODEL_TIMELINE_H
+
+#include <stdatomic.h>
+
+#include "model/forward.h"
+#include "model/sampler.h"
+
+struct kvf_session {
+    kvf_model *m;
+    const kvf_mem *mem;
+    kvf_pool *pool;
+    kvf_kv *kv;
+    kvf_policy *policy;
+    kvf_forward *forward;
+    kvf_sampler *sampler;
+    int64_t n_ctx, n_batch;
+    int (*progress)(void *user, int64_t done, int64_t total);
+    void *user;
+    atomic_int cancel;
+
+    kvf_token *tokens; /* [n_token] the timeline */
+    int64_t n_token, cap_token;
+    float *logits;     /* [n_vocab] after the last token, if has_logits */
+    bool has_logits;
+    float *score_rows; /* [SCORE_ROWS][n_vocab], made by the first score() */
+
+    int64_t n_prompt, n_reused, n_computed, n_generated;
+    double prefill_ms, decode_ms;
+};
+
+/* params checked by the caller except where noted in kvfold.h; n_ctx and n_batch resolved here. */
+kvf_status kvf_timeline_open(kvf_session **out, kvf_model *m, const kvf_session_params *p, kvf_error *err);
+void kvf_timeline_close(kvf_session *s);
+
+/* As the functions of kvfold.h with the same last word; arguments are checked there. */
+kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
+kvf_status kvf_timeline_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
+kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err);
+kvf_status kvf_timeline_logits(kvf_session *s, kvf_error *err); /* then s->logits is valid */
+kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_score *scores, kvf_error *err);
+
+/* Log-probability of `token` and the five best, from one row of logits. */
+void kvf_score_row(const float *logits, int32_t n_vocab, kvf_token token, kvf_score *out);
+
+#endif
