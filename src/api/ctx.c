@@ -1,0 +1,86 @@
+/* ctx.c - version and context functions of kvfold.h.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "api/ctx.h"
+
+#include <string.h>
+
+#include "backend/cpu/cpu_backend.h"
+
+#define STR2(x) #x
+#define STR(x) STR2(x)
+
+int kvf_version(void) { return KVF_VERSION_NUMBER; }
+
+const char *kvf_version_string(void)
+{
+    return STR(KVF_VERSION_MAJOR) "." STR(KVF_VERSION_MINOR) "." STR(KVF_VERSION_PATCH);
+}
+
+kvf_status kvf_check_size(size_t size, size_t ours, const char *what, kvf_error *err)
+{
+    if (size == ours) return KVF_OK;
+    return kvf_fail(err, KVF_ERR_ARG,
+                    "%s.size is %zu, this library's is %zu; call the _init function, or link the library the header belongs to",
+                    what, size, ours);
+}
+
+void kvf_ctx_params_init(kvf_ctx_params *p)
+{
+    memset(p, 0, sizeof *p);
+    p->size = sizeof *p;
+}
+
+static kvf_status open_parts(kvf_ctx *ctx, const kvf_ctx_params *p, kvf_error *err)
+{
+    unsigned flags = kvf_cpu_detect();
+    KVF_TRY(kvf_cpu_level_parse(&ctx->level, p->cpu, flags, err));
+    KVF_TRY(kvf_threads_open(&ctx->threads, p->n_threads > 0 ? p->n_threads : kvf_cpu_count(), &ctx->mem, err));
+    kvf_cpu_backend_params bp = { .level = ctx->level, .flags = flags, .f32 = p->precision == KVF_PRECISION_F32,
+                                  .threads = ctx->threads, .mem = &ctx->mem, .log = &ctx->log };
+    return kvf_cpu_backend_open(&ctx->backend, &bp, err);
+}
+
+kvf_status kvf_ctx_open(kvf_ctx **out, const kvf_ctx_params *params, kvf_error *err)
+{
+    if (!out) return kvf_fail(err, KVF_ERR_ARG, "out is NULL");
+    *out = NULL;
+    kvf_ctx_params p;
+    kvf_ctx_params_init(&p);
+    if (params) {
+        KVF_TRY(kvf_check_size(params->size, sizeof p, "kvf_ctx_params", err));
+        p = *params;
+    }
+    if (p.n_threads < 0 || p.n_threads > 1024)
+        return kvf_fail(err, KVF_ERR_ARG, "n_threads is %d; use 1 to 1024, or 0 for one per core", p.n_threads);
+    if (p.precision != KVF_PRECISION_AUTO && p.precision != KVF_PRECISION_F32)
+        return kvf_fail(err, KVF_ERR_ARG, "precision is %d; use KVF_PRECISION_AUTO or KVF_PRECISION_F32", (int)p.precision);
+    if (!p.alloc != !p.release) return kvf_fail(err, KVF_ERR_ARG, "alloc and release must be given together");
+    kvf_mem mem = kvf_mem_default;
+    if (p.alloc) mem = (kvf_mem){ p.alloc, p.release, p.user };
+    void *block;
+    KVF_TRY(kvf_mem_get(&mem, &block, 1, sizeof(kvf_ctx), err));
+    kvf_ctx *ctx = block;
+    ctx->mem = mem;
+    ctx->log = (kvf_log){ p.log, p.user };
+    kvf_status rc = open_parts(ctx, &p, err);
+    if (rc < 0) {
+        kvf_ctx_close(ctx);
+        return rc;
+    }
+    *out = ctx;
+    return KVF_OK;
+}
+
+void kvf_ctx_close(kvf_ctx *ctx)
+{
+    if (!ctx) return;
+    if (ctx->backend) ctx->backend->ops->close(ctx->backend);
+    kvf_threads_close(ctx->threads);
+    kvf_mem mem = ctx->mem; /* it lives inside what it frees */
+    kvf_free(&mem, ctx);
+}
+
+int32_t kvf_ctx_threads(const kvf_ctx *ctx) { return kvf_threads_count(ctx->threads); }
+
+const char *kvf_ctx_cpu(const kvf_ctx *ctx) { return kvf_cpu_level_name(ctx->level); }

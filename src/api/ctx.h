@@ -1,0 +1,21 @@
+/* ctx.h - what a kvf_ctx holds. Only src/api includes it.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVF_API_CTX_H
+#define KVF_API_CTX_H
+
+#include "backend/backend.h"
+#include "base/cpu.h"
+
+struct kvf_ctx {
+    kvf_mem mem;
+    kvf_log log;
+    kvf_threads *threads;
+    kvf_backend *backend;
+    kvf_cpu_level level;
+};
+
+/* A size field the caller set; larger than ours means a newer header: ARG. */
+kvf_status kvf_check_size(size_t size, size_t ours, const char *what, kvf_error *err);
+
+#endif

@@ -1,0 +1,136 @@
+/* session.c - session functions of kvfold.h: check arguments, call the timeline.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <string.h>
+
+#include "api/ctx.h"
+#include "model/timeline.h"
+
+void kvf_session_params_init(kvf_session_params *p)
+{
+    memset(p, 0, sizeof *p);
+    p->size = sizeof *p;
+    kvf_sampling_default(&p->sampling);
+}
+
+kvf_status kvf_session_open(kvf_session **out, kvf_model *m, const kvf_session_params *params, kvf_error *err)
+{
+    if (!out) return kvf_fail(err, KVF_ERR_ARG, "out is NULL");
+    *out = NULL;
+    if (!m) return kvf_fail(err, KVF_ERR_ARG, "model is NULL");
+    kvf_session_params p;
+    kvf_session_params_init(&p);
+    if (params) {
+        KVF_TRY(kvf_check_size(params->size, sizeof p, "kvf_session_params", err));
+        p = *params;
+    }
+    if (p.n_ctx < 0 || p.n_ctx > INT32_MAX)
+        return kvf_fail(err, KVF_ERR_ARG, "n_ctx is %lld; use 1 to %d, or 0 for the model's", (long long)p.n_ctx, INT32_MAX);
+    if (p.n_batch < 0 || p.n_batch > 65536)
+        return kvf_fail(err, KVF_ERR_ARG, "n_batch is %lld; use 1 to 65536, or 0 for the backend's choice", (long long)p.n_batch);
+    KVF_TRY(kvf_sampling_check(&p.sampling, err));
+    return kvf_timeline_open(out, m, &p, err);
+}
+
+void kvf_session_close(kvf_session *s) { kvf_timeline_close(s); }
+
+static kvf_status check(const kvf_session *s, const void *arg, const char *name, kvf_error *err)
+{
+    if (s && arg) return KVF_OK;
+    return kvf_fail(err, KVF_ERR_ARG, "%s is NULL", s ? name : "session");
+}
+
+static kvf_status check_count(int64_t n, kvf_error *err)
+{
+    if (n >= 1) return KVF_OK;
+    return kvf_fail(err, KVF_ERR_ARG, "%lld tokens; hand over at least one", (long long)n);
+}
+
+kvf_status kvf_session_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
+{
+    KVF_TRY(check(s, tokens, "tokens", err));
+    KVF_TRY(check_count(n, err));
+    return kvf_timeline_sync(s, tokens, n, err);
+}
+
+kvf_status kvf_session_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
+{
+    KVF_TRY(check(s, tokens, "tokens", err));
+    KVF_TRY(check_count(n, err));
+    return kvf_timeline_append(s, tokens, n, err);
+}
+
+kvf_status kvf_session_next(kvf_session *s, kvf_token *out, kvf_error *err)
+{
+    KVF_TRY(check(s, out, "out", err));
+    return kvf_timeline_next(s, out, err);
+}
+
+kvf_status kvf_session_logits(kvf_session *s, float **logits, kvf_error *err)
+{
+    KVF_TRY(check(s, logits, "logits", err));
+    *logits = NULL;
+    KVF_TRY(kvf_timeline_logits(s, err));
+    *logits = s->logits;
+    return KVF_OK;
+}
+
+kvf_status kvf_session_score(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_score *scores, kvf_error *err)
+{
+    KVF_TRY(check(s, tokens, "tokens", err));
+    KVF_TRY(check(s, scores, "scores", err));
+    KVF_TRY(check_count(n, err));
+    return kvf_timeline_score(s, tokens, n, scores, err);
+}
+
+kvf_status kvf_session_set_sampling(kvf_session *s, const kvf_sampling *sampling, kvf_error *err)
+{
+    KVF_TRY(check(s, sampling, "sampling", err));
+    KVF_TRY(kvf_sampling_check(sampling, err));
+    kvf_sampler_set(s->sampler, sampling);
+    return KVF_OK;
+}
+
+int64_t kvf_session_tokens(const kvf_session *s, const kvf_token **tokens)
+{
+    if (tokens) *tokens = s ? s->tokens : NULL;
+    return s ? s->n_token : 0;
+}
+
+void kvf_session_cancel(kvf_session *s)
+{
+    if (s) atomic_store(&s->cancel, 1);
+}
+
+kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *err)
+{
+    KVF_TRY(check(s, stats, "stats", err));
+    KVF_TRY(kvf_check_size(stats->size, sizeof *stats, "kvf_stats", err));
+    kvf_backend *b = s->m->backend;
+    int64_t blocks = kvf_pool_used(s->pool);
+    *stats = (kvf_stats){ .size = sizeof *stats, .n_prompt_tokens = s->n_prompt, .n_reused_tokens = s->n_reused,
+                          .n_computed_tokens = s->n_computed, .n_generated_tokens = s->n_generated,
+                          .prefill_ms = s->prefill_ms, .decode_ms = s->decode_ms, .kv_blocks = blocks,
+                          .kv_bytes = (size_t)blocks * kvf_pool_slot_bytes(s->pool),
+                          .work_bytes = kvf_forward_bytes(s->forward) };
+    snprintf(stats->backend, sizeof stats->backend, "%s", b->ops->name);
+    b->ops->describe(b, stats->cpu, sizeof stats->cpu);
+    b->ops->kernels(b, stats->kernels, sizeof stats->kernels);
+    kvf_policy_print(s->policy, stats->policy, sizeof stats->policy);
+    return KVF_OK;
+}
+
+void kvf_session_stats_reset(kvf_session *s)
+{
+    if (!s) return;
+    s->n_prompt = s->n_reused = s->n_computed = s->n_generated = 0;
+    s->prefill_ms = s->decode_ms = 0;
+}
+
+const char *kvf_policy_name(int64_t i, const char **help)
+{
+    const kvf_policy_ops *p = kvf_policy_at(i);
+    if (help) *help = p ? p->help : NULL;
+    return p ? p->name : NULL;
+}
