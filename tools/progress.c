@@ -1,0 +1,74 @@
+/* progress.c - see progress.h.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "progress.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "report.h"
+
+double clock_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static int columns(void)
+{
+    struct winsize w;
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col >= 20) return w.ws_col;
+    return 80;
+}
+
+void progress_start(progress *p, const char *label, bool quiet)
+{
+    *p = (progress){ .label = label, .on = !quiet && report_is_terminal(stderr), .start_s = clock_s() };
+}
+
+void progress_format(char *out, int cap, const progress *p, int64_t done, int64_t total, int width)
+{
+    char a[32], b[32], text[160];
+    double elapsed = p->last_s - p->start_s;
+    double rate = elapsed > 0 ? (double)done / elapsed : 0;
+    int n = snprintf(text, sizeof text, " %3d%%  %s/%s tokens", total > 0 ? (int)(done * 100 / total) : 0,
+                     report_count(a, done), report_count(b, total));
+    if (done > 0 && n > 0 && n < (int)sizeof text) {
+        int left = rate > 0 ? (int)((double)(total - done) / rate + 0.5) : 0;
+        snprintf(text + n, sizeof text - (size_t)n, "  %.0f/s  ETA %d:%02d", rate, left / 60, left % 60);
+    }
+    int bar = width - 1 - (int)strlen(p->label) - 3 - (int)strlen(text);
+    if (bar > 40) bar = 40;
+    if (bar < 5) {
+        snprintf(out, (size_t)cap, "%.*s", width - 1, text + 1);
+        return;
+    }
+    int full = total > 0 ? (int)((double)bar * (double)done / (double)total) : 0;
+    snprintf(out, (size_t)cap, "%s [%.*s%*s]%s", p->label, full, "########################################", bar - full,
+             "", text);
+}
+
+void progress_update(progress *p, int64_t done, int64_t total)
+{
+    double now = clock_s();
+    if (!p->on || (p->drawn && now - p->last_s < 0.1 && done < total)) return;
+    p->last_s = now;
+    char line[256];
+    int width = columns();
+    progress_format(line, sizeof line, p, done, total, width < 200 ? width : 200);
+    fprintf(stderr, "\r%s\033[K", line);
+    fflush(stderr);
+    p->drawn = true;
+}
+
+void progress_clear(progress *p)
+{
+    if (!p->drawn) return;
+    fputs("\r\033[K", stderr);
+    fflush(stderr);
+    p->drawn = false;
+}
