@@ -1,0 +1,101 @@
+/* test_alloc.c - allocation k fails, for k = 1, 2, ... until everything succeeds: every public call
+ * must return NOMEM, leave nothing behind, and work afterwards.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <criterion/criterion.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvfold/kvfold.h"
+
+typedef struct faulty {
+    atomic_long fail_at; /* the allocation that fails; 0: none */
+    atomic_long n_alloc, n_live;
+} faulty;
+
+static void *faulty_alloc(void *user, size_t bytes)
+{
+    faulty *f = user;
+    if (atomic_fetch_add(&f->n_alloc, 1) + 1 == atomic_load(&f->fail_at)) return NULL;
+    void *p = malloc(bytes);
+    if (p) atomic_fetch_add(&f->n_live, 1);
+    return p;
+}
+
+static void faulty_release(void *user, void *ptr)
+{
+    faulty *f = user;
+    atomic_fetch_sub(&f->n_live, 1);
+    free(ptr);
+}
+
+static kvf_status run_all(faulty *f, const char *path)
+{
+    kvf_ctx *ctx = NULL;
+    kvf_model *m = NULL;
+    kvf_session *s = NULL;
+    kvf_error err;
+    kvf_ctx_params cp;
+    kvf_ctx_params_init(&cp);
+    cp.n_threads = 2;
+    cp.alloc = faulty_alloc;
+    cp.release = faulty_release;
+    cp.user = f;
+    kvf_status rc = kvf_ctx_open(&ctx, &cp, &err);
+    if (rc >= 0) rc = kvf_model_open(&m, ctx, path, &err);
+    kvf_token t[300], out;
+    int64_t n = 0;
+    if (rc >= 0) rc = kvf_tokenize(m, "hello world, 12 times", 21, KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL, t, 300, &n, &err);
+    kvf_chat_message msg = { "user", "a question", (size_t)-1 };
+    if (rc >= 0) rc = kvf_chat_tokenize(m, "none", &msg, 1, 1, t, 300, &n, &err);
+    kvf_session_params sp;
+    kvf_session_params_init(&sp);
+    sp.n_ctx = 400;
+    sp.n_batch = 100;
+    sp.policy = "window:window=64";
+    sp.sampling.temperature = 1;
+    if (rc >= 0) rc = kvf_session_open(&s, m, &sp, &err);
+    for (int i = 0; i < 300; i++) t[i] = (kvf_token)(i * 7 % 100);
+    if (rc >= 0) rc = kvf_session_sync(s, t, 250, &err);
+    kvf_score scores[20];
+    if (rc >= 0) rc = kvf_session_score(s, t, 20, scores, &err);
+    if (rc >= 0) rc = kvf_session_append(s, t, 20, &err);
+    if (rc >= 0) rc = kvf_session_next(s, &out, &err);
+    if (rc >= 0) rc = kvf_session_next(s, &out, &err);
+    if (rc >= 0) rc = kvf_session_sync(s, t, 100, &err);
+    if (rc == KVF_ERR_NOMEM && s) {
+        /* The session still works once memory is back. */
+        atomic_store(&f->fail_at, 0);
+        cr_assert_eq(kvf_session_sync(s, t, 120, &err), KVF_OK, "%s", err.msg);
+        cr_assert_geq(kvf_session_next(s, &out, &err), KVF_OK);
+    }
+    kvf_session_close(s);
+    kvf_model_close(m);
+    kvf_ctx_close(ctx);
+    return rc;
+}
+
+/* What may fail without the call failing: PCRE2 runs its patterns without its just-in-time
+ * compiler when that gets no memory, a few allocations a pattern. */
+enum { OPTIONAL_MAX = 12 };
+
+static void fail_each(const char *path)
+{
+    long k = 1, n_optional = 0;
+    for (; k < 5000; k++) {
+        faulty f = { 0 };
+        atomic_store(&f.fail_at, k);
+        kvf_status rc = run_all(&f, path);
+        cr_assert_eq(atomic_load(&f.n_live), 0, "allocation %ld: %ld blocks leak", k, atomic_load(&f.n_live));
+        if (rc >= 0 && atomic_load(&f.n_alloc) < k) break; /* it never came that far */
+        if (rc >= 0) n_optional++;
+        else cr_assert_eq(rc, KVF_ERR_NOMEM, "allocation %ld: %s", k, kvf_status_name(rc));
+    }
+    cr_assert_leq(n_optional, OPTIONAL_MAX, "%ld allocations failed unnoticed", n_optional);
+    cr_assert_gt(k, 20);
+    cr_assert_lt(k, 5000);
+}
+
+Test(alloc, every_failure_is_reported_and_nothing_leaks_bpe) { fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf"); }
+Test(alloc, every_failure_is_reported_and_nothing_leaks_spm) { fail_each(KVF_TEST_DATA "/tiny/gemma3.gguf"); }

@@ -1,0 +1,316 @@
+/* test_attn.c - attention of every level against attn_ref.c: prefill form, decode form, splits.
+ *
+ * Slots lie shuffled over several exactly sized slabs, and every place that holds no key is a NaN:
+ * reading too far shows under ASan, using what was read shows everywhere.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "backend/cpu/cpu_ops.h"
+
+#define MAX_BLOCKS 8
+#define SLAB_SHIFT 1
+
+typedef struct shape {
+    int64_t n_tok, n_key, q_first, window;
+    int32_t group, n_head_kv, head_dim;
+    float softcap;
+    float logit; /* standard deviation of the scores, about */
+} shape;
+
+typedef struct world {
+    kvf_attn_args a;
+    kvf_kv_view view;
+    void *slab[MAX_BLOCKS];
+    int32_t slots[MAX_BLOCKS];
+    float *q, *o, *lse, *want_o, *want_lse;
+    double tol_o, tol_lse;
+} world;
+
+static uint64_t rng = 1;
+
+static uint32_t rnd(void)
+{
+    rng = rng * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(rng >> 33);
+}
+
+static float rnd_unit(void) { return (float)rnd() / 1073741824.0f - 1.0f; } /* -1..1 */
+
+static void *get(size_t bytes)
+{
+    void *p = kvf_alloc_raw(&kvf_mem_default, bytes ? bytes : 1, 1);
+    cr_assert_not_null(p);
+    return p;
+}
+
+static void fill_kv(world *w, const shape *s)
+{
+    int32_t n_block = (int32_t)((s->n_key + KVF_BLOCK - 1) / KVF_BLOCK), n_slab = n_block / 2 + 1;
+    size_t halves = (size_t)2 * (size_t)s->n_head_kv * KVF_BLOCK * (size_t)s->head_dim;
+    cr_assert_leq(n_block, MAX_BLOCKS);
+    w->view = (kvf_kv_view){ .slab = w->slab, .shift = SLAB_SHIFT, .slot_bytes = halves * 2 };
+    for (int32_t i = 0; i < n_slab; i++) {
+        kvf_f16 *p = w->slab[i] = get(w->view.slot_bytes << SLAB_SHIFT);
+        for (size_t j = 0; j < halves << SLAB_SHIFT; j++) p[j] = j & 1 ? 0x7e00 : 0xfdff;
+    }
+    for (int32_t i = 0; i < n_block; i++) w->slots[i] = i;
+    for (int32_t i = 0; i < n_block; i++) {
+        int32_t j = i + (int32_t)(rnd() % (uint32_t)(2 * n_slab - i)), t = w->slots[i];
+        if (j >= n_block) { /* a slot that no block of the list has yet */
+            bool taken = false;
+            for (int32_t k = 0; k < n_block; k++) taken |= w->slots[k] == j;
+            if (!taken) w->slots[i] = j;
+            continue;
+        }
+        w->slots[i] = w->slots[j];
+        w->slots[j] = t;
+    }
+    for (int64_t key = 0; key < s->n_key; key++) {
+        kvf_f16 *slot = kvf_kv_slot(&w->view, w->slots[key / KVF_BLOCK]);
+        for (int64_t h = 0; h < 2 * s->n_head_kv; h++)
+            for (int32_t i = 0; i < s->head_dim; i++)
+                slot[(h * KVF_BLOCK + key % KVF_BLOCK) * s->head_dim + i] = kvf_f16_from_f32(rnd_unit());
+    }
+}
+
+static void part_run(const kvf_cpu_ops *ops, bool decode, kvf_attn_part part)
+{
+    const kvf_attn_args *a = part.a;
+    int64_t n_tok = part.tok1 - part.tok0;
+    part.scratch = get(decode ? ops->attn_decode_scratch_bytes(a, n_tok) : ops->attn_scratch_bytes(a, n_tok));
+    (decode ? ops->attn_decode : ops->attn)(&part);
+    kvf_free(&kvf_mem_default, part.scratch);
+}
+
+/* The whole op in parts of `tile` tokens. */
+static void run(const kvf_cpu_ops *ops, bool decode, const kvf_attn_args *a, int64_t tile)
+{
+    for (int32_t h = 0; h < a->n_head_kv; h++)
+        for (int64_t t = 0; t < a->n_tok; t += tile)
+            part_run(ops, decode,
+                     (kvf_attn_part){ .a = a, .head_kv = h, .tok0 = t, .key0 = 0, .key1 = a->n_key,
+                                      .tok1 = t + tile < a->n_tok ? t + tile : a->n_tok });
+}
+
+/* Inputs, and the reference's results. */
+static void make(world *w, const shape *s)
+{
+    memset(w, 0, sizeof *w);
+    int32_t n_head = s->group * s->n_head_kv;
+    size_t rows = (size_t)s->n_tok * (size_t)n_head, n = rows * (size_t)s->head_dim;
+    fill_kv(w, s);
+    w->q = get(n * sizeof(float));
+    w->o = get(n * sizeof(float));
+    w->want_o = get(n * sizeof(float));
+    w->lse = get(rows * sizeof(float));
+    w->want_lse = get(rows * sizeof(float));
+    for (size_t i = 0; i < n; i++) w->q[i] = rnd_unit() * 3.0f;
+    float scale = s->logit / sqrtf((float)s->head_dim);
+    w->a = (kvf_attn_args){ .q = w->q, .o = w->want_o, .lse = w->want_lse, .n_tok = s->n_tok, .n_head = n_head,
+                            .n_head_kv = s->n_head_kv, .head_dim = s->head_dim, .scale = scale,
+                            .softcap = s->softcap, .kv = &w->view, .slots = w->slots, .n_key = s->n_key,
+                            .q_first = s->q_first, .window = s->window };
+    kvf_cpu_ops ref;
+    kvf_cpu_ops_init(&ref, KVF_CPU_LEVEL_REF, 0);
+    run(&ref, false, &w->a, 7);
+    w->a.o = w->o;
+    w->a.lse = w->lse;
+}
+
+static void drop(world *w)
+{
+    for (int i = 0; i < MAX_BLOCKS; i++) kvf_free(&kvf_mem_default, w->slab[i]);
+    kvf_free(&kvf_mem_default, w->q);
+    kvf_free(&kvf_mem_default, w->o);
+    kvf_free(&kvf_mem_default, w->lse);
+    kvf_free(&kvf_mem_default, w->want_o);
+    kvf_free(&kvf_mem_default, w->want_lse);
+}
+
+static void wipe(world *w)
+{
+    size_t rows = (size_t)w->a.n_tok * (size_t)w->a.n_head;
+    memset(w->o, 0xff, rows * (size_t)w->a.head_dim * sizeof(float));
+    memset(w->lse, 0xff, rows * sizeof(float));
+}
+
+/* Largest distance to the reference, NaN counting as infinite; -inf must meet -inf. */
+static double distance(const float *got, const float *want, size_t n)
+{
+    double worst = 0.0;
+    for (size_t i = 0; i < n; i++) {
+        if (got[i] == want[i]) continue;
+        double d = fabs((double)got[i] - (double)want[i]);
+        if (!(d <= worst)) worst = isfinite(d) ? d : INFINITY;
+    }
+    return worst;
+}
+
+/* f32 levels: rounding of a score is 1e-6 of its size and a relative error of p; |v| <= 1. The AMX
+ * prefill multiplies in bf16 (8 bits), with fp32 sums. */
+static void check(const world *w, const kvf_cpu_ops *ops, bool decode, const shape *s, const char *what)
+{
+    size_t rows = (size_t)w->a.n_tok * (size_t)w->a.n_head, n = rows * (size_t)w->a.head_dim;
+    bool bf16 = !decode && ops->level >= KVF_CPU_LEVEL_AMX;
+    double rounding = bf16 ? 1e-2 : 2e-6, tol = rounding * (1.0 + 4.0 * (double)s->logit);
+    double d_o = distance(w->o, w->want_o, n), d_lse = distance(w->lse, w->want_lse, rows);
+    if (tol > 2.0) tol = 2.0; /* one winner may become another: still an average of values */
+    cr_assert(d_o <= tol && d_lse <= rounding * (4.0 + 8.0 * (double)s->logit),
+              "%s %s: o off by %g (%g), lse by %g; n_tok %lld n_key %lld q_first %lld window %lld group %d kv %d d %d "
+              "softcap %g logit %g",
+              kvf_cpu_level_name(ops->level), what, d_o, tol, d_lse, (long long)s->n_tok, (long long)s->n_key,
+              (long long)s->q_first, (long long)s->window, s->group, s->n_head_kv, s->head_dim,
+              (double)s->softcap, (double)s->logit);
+}
+
+static kvf_cpu_level best_level(void)
+{
+    unsigned flags = kvf_cpu_detect();
+    kvf_cpu_level level = KVF_CPU_LEVEL_REF;
+    cr_assert_eq(kvf_cpu_level_parse(&level, "auto", flags, NULL), KVF_OK);
+    return level;
+}
+
+/* Both forms of every level on one shape. */
+static void try_shape(const shape *s)
+{
+    world w;
+    make(&w, s);
+    for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+        kvf_cpu_ops ops;
+        kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+        wipe(&w);
+        run(&ops, false, &w.a, ops.attn_tile(&w.a));
+        check(&w, &ops, false, s, "prefill");
+        wipe(&w);
+        run(&ops, true, &w.a, ops.attn_decode_max);
+        check(&w, &ops, true, s, "decode");
+    }
+    drop(&w);
+}
+
+static const int64_t n_toks[] = { 1, 2, 5, 8, 9, 33, 130 }, n_keys[] = { 1, 127, 128, 129, 700 };
+static const int64_t windows[] = { 0, 1, 5, 128, 300 };
+static const int32_t groups[] = { 7, 1, 6, 2, 3 }, dims[] = { 64, 128, 8, 96, 80, 256, 72 };
+
+Test(attn, every_level_equals_the_reference)
+{
+    unsigned turn = 0;
+    for (size_t t = 0; t < 7; t++)
+        for (size_t k = 0; k < 5; k++)
+            for (size_t i = 0; i < 5; i++, turn++) {
+                shape s = { .n_tok = n_toks[t], .n_key = n_keys[k], .window = windows[i], .logit = 2.0f,
+                            .group = groups[turn % 5], .head_dim = dims[turn % 7], .n_head_kv = 1 + (turn % 4 == 0),
+                            .softcap = turn % 3 == 1 ? 30.0f : 0.0f };
+                int64_t end = s.n_key - s.n_tok;
+                s.q_first = turn % 4 == 3 ? s.n_key + 40 : turn % 4 == 2 ? s.n_key - s.n_tok / 2 : end;
+                if (s.q_first < 0) s.q_first = 0;
+                if (s.n_tok * s.n_key > 20000) s.group = s.n_head_kv = 1, s.head_dim = 64;
+                try_shape(&s);
+            }
+}
+
+Test(attn, long_prefill_of_the_real_models)
+{
+    const shape s[] = { { .n_tok = 130, .n_key = 700, .q_first = 570, .group = 7, .n_head_kv = 1, .head_dim = 64, .logit = 2 },
+                        { .n_tok = 70, .n_key = 300, .q_first = 230, .group = 6, .n_head_kv = 1, .head_dim = 128, .logit = 2 },
+                        { .n_tok = 50, .n_key = 600, .q_first = 550, .window = 512, .group = 4, .n_head_kv = 1,
+                          .head_dim = 256, .logit = 2 } };
+    for (size_t i = 0; i < 3; i++) try_shape(&s[i]);
+}
+
+Test(attn, huge_and_equal_logits_stay_finite)
+{
+    for (int32_t i = 0; i < 14; i++) {
+        shape s = { .n_tok = 1 + i % 3 * 4, .n_key = 300, .q_first = i % 2 ? 290 : 400, .group = groups[i % 5],
+                    .n_head_kv = 1, .head_dim = dims[i % 7], .logit = i % 2 ? 1e4f : 0.0f,
+                    .softcap = i % 4 > 1 ? 30.0f : 0.0f };
+        try_shape(&s);
+    }
+}
+
+Test(attn, query_without_keys_gives_zero_and_minus_infinity)
+{
+    shape none = { .n_tok = 9, .n_key = 0, .q_first = 0, .group = 7, .n_head_kv = 2, .head_dim = 64, .logit = 1 };
+    shape far = { .n_tok = 9, .n_key = 200, .q_first = 197, .window = 4, .group = 3, .n_head_kv = 1,
+                  .head_dim = 64, .logit = 1 }; /* from the 8th query on the window is past the list */
+    world w;
+    make(&w, &none);
+    for (int i = 0; i < 9 * 14; i++) cr_assert(w.want_lse[i] == -INFINITY);
+    for (int i = 0; i < 9 * 14 * 64; i++) cr_assert(w.want_o[i] == 0.0f);
+    drop(&w);
+    make(&w, &far);
+    cr_assert(isfinite(w.want_lse[0]) && w.want_lse[8 * 3] == -INFINITY);
+    drop(&w);
+    try_shape(&none);
+    try_shape(&far);
+    far.n_tok = 1, far.q_first = 600;
+    try_shape(&far);
+}
+
+Test(attn, lse_may_be_left_out)
+{
+    shape s = { .n_tok = 5, .n_key = 140, .q_first = 135, .group = 2, .n_head_kv = 1, .head_dim = 64, .logit = 1 };
+    world w;
+    make(&w, &s);
+    for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+        kvf_cpu_ops ops;
+        kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+        for (int decode = 0; decode < 2; decode++) {
+            wipe(&w);
+            memcpy(w.lse, w.want_lse, 10 * sizeof(float));
+            w.a.lse = NULL;
+            run(&ops, decode, &w.a, 5);
+            check(&w, &ops, decode, &s, "without lse");
+        }
+    }
+    drop(&w);
+}
+
+/* Splits at random block ends, some empty, merged in order. */
+static void merge_splits(world *w, const kvf_cpu_ops *ops, int n_split)
+{
+    const kvf_attn_args *a = &w->a;
+    int64_t group = a->n_head / a->n_head_kv, n_block = (a->n_key + KVF_BLOCK - 1) / KVF_BLOCK;
+    int64_t rows = a->n_tok * group;
+    float *o = get((size_t)(rows * a->head_dim) * sizeof *o), *lse = get((size_t)rows * sizeof *lse);
+    for (int64_t i = 0; i < a->n_tok * a->n_head; i++) w->lse[i] = -INFINITY;
+    for (int32_t h = 0; h < a->n_head_kv; h++) {
+        int64_t b0 = 0;
+        for (int i = 0; i < n_split; i++) {
+            int64_t b1 = i == n_split - 1 ? n_block : b0 + rnd() % (n_block - b0 + 1);
+            int64_t key1 = b1 * KVF_BLOCK < a->n_key ? b1 * KVF_BLOCK : a->n_key;
+            part_run(ops, true,
+                     (kvf_attn_part){ .a = a, .head_kv = h, .tok0 = 0, .tok1 = a->n_tok, .key0 = b0 * KVF_BLOCK,
+                                      .key1 = key1, .o = o, .lse = lse });
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t row = r / group * a->n_head + h * group + r % group;
+                ops->lse_merge(w->o + row * a->head_dim, w->lse + row, o + r * a->head_dim, lse + r, a->head_dim);
+            }
+            b0 = b1;
+        }
+    }
+    kvf_free(&kvf_mem_default, o);
+    kvf_free(&kvf_mem_default, lse);
+}
+
+Test(attn, merged_splits_equal_the_whole)
+{
+    for (int i = 0; i < 16; i++) {
+        shape s = { .n_tok = 1 + i % 8, .n_key = 200 + i * 40, .q_first = 200 + i * 40 - (1 + i % 8), .group = groups[i % 5],
+                    .n_head_kv = 2, .head_dim = dims[i % 7], .logit = 3, .window = i % 3 ? 0 : 100 };
+        world w;
+        make(&w, &s);
+        for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+            kvf_cpu_ops ops;
+            kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+            wipe(&w);
+            merge_splits(&w, &ops, 1 + i % 8);
+            check(&w, &ops, true, &s, "splits");
+        }
+        drop(&w);
+    }
+}

@@ -1,0 +1,286 @@
+/* test_kv.c - KV pool and sequences: budgets, reference counts, copy on write, all or nothing, and
+ * attention over selected blocks against attention over a list built by hand.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <string.h>
+
+#include "backend/cpu/cpu_backend.h"
+#include "base/half.h"
+#include "kv/kv.h"
+
+enum { LAYERS = 3, HEADS = 4, HEADS_KV = 2, DIM = 16, WIDTH_KV = HEADS_KV * DIM, WIDTH_Q = HEADS * DIM };
+
+static const kvf_dims dims = { LAYERS, HEADS, HEADS_KV, DIM };
+static kvf_threads *threads;
+static kvf_backend *backend;
+static kvf_error err;
+
+static void setup(void)
+{
+    cr_assert_eq(kvf_threads_open(&threads, 2, &kvf_mem_default, &err), KVF_OK);
+    kvf_cpu_backend_params p = { .level = KVF_CPU_LEVEL_REF, .threads = threads, .mem = &kvf_mem_default };
+    cr_assert_eq(kvf_cpu_backend_open(&backend, &p, &err), KVF_OK);
+}
+
+static void teardown(void)
+{
+    backend->ops->close(backend);
+    kvf_threads_close(threads);
+}
+
+TestSuite(kv, .init = setup, .fini = teardown);
+
+static kvf_pool *open_pool(int64_t slots, size_t budget)
+{
+    kvf_pool *pool;
+    kvf_pool_params p = { backend, HEADS_KV, DIM, slots, budget };
+    cr_assert_eq(kvf_pool_open(&pool, &p, &err), KVF_OK);
+    return pool;
+}
+
+static float noise(uint64_t *state)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(int32_t)(*state >> 32) * 0x1p-31f;
+}
+
+/* Append n tokens whose k and v are a function of (seed, layer, token). */
+static void put(kvf_kv *kv, uint64_t seed, int64_t n)
+{
+    static float k[600 * WIDTH_KV], v[600 * WIDTH_KV];
+    cr_assert_leq(n, 600);
+    cr_assert_eq(kvf_kv_reserve(kv, n, &err), KVF_OK, "%s", err.msg);
+    for (int32_t l = 0; l < LAYERS; l++) {
+        for (int64_t t = 0; t < n; t++) {
+            uint64_t s = seed * 1000003 + (uint64_t)l * 7919 + (uint64_t)(kvf_kv_len(kv) + t);
+            for (int i = 0; i < WIDTH_KV; i++) {
+                k[t * WIDTH_KV + i] = noise(&s);
+                v[t * WIDTH_KV + i] = noise(&s);
+            }
+        }
+        cr_assert_eq(kvf_kv_put(kv, l, k, v, n, &err), KVF_OK);
+    }
+}
+
+static void append(kvf_kv *kv, uint64_t seed, int64_t n)
+{
+    put(kv, seed, n);
+    kvf_kv_commit(kv, n);
+}
+
+/* Attention of one query after the last committed token. */
+static void attend(kvf_kv *kv, int32_t layer, kvf_policy *policy, float out[WIDTH_Q])
+{
+    float q[WIDTH_Q];
+    uint64_t s = 99;
+    for (int i = 0; i < WIDTH_Q; i++) q[i] = 3 * noise(&s);
+    kvf_kv_attend_args a = { .layer = layer, .policy = policy, .q = q, .o = out, .n_tok = 0, .n_q = 0, .scale = 0.25f };
+    a.n_q = 1;
+    a.n_tok = 0;
+    cr_assert_eq(kvf_kv_attend(kv, &a, &err), KVF_OK, "%s", err.msg);
+}
+
+Test(kv, pool_respects_its_budget_to_the_slot)
+{
+    size_t slot = 2 * HEADS_KV * KVF_BLOCK * DIM * 2;
+    kvf_pool *pool = open_pool(1000, 5 * slot + slot / 2);
+    int32_t id[6];
+    for (int i = 0; i < 5; i++) cr_assert_eq(kvf_pool_take(pool, &id[i], &err), KVF_OK);
+    cr_assert_eq(kvf_pool_take(pool, &id[5], &err), KVF_ERR_LIMIT);
+    cr_assert(strstr(err.msg, "kv_bytes"));
+    kvf_pool_unref(pool, id[2]);
+    cr_assert_eq(kvf_pool_take(pool, &id[5], &err), KVF_OK);
+    cr_assert_eq(id[5], id[2]);
+    cr_assert_eq(kvf_pool_used(pool), 5);
+    kvf_pool_close(pool);
+}
+
+Test(kv, slots_do_not_overlap)
+{
+    kvf_pool *pool = open_pool(700, 0);
+    size_t bytes = kvf_pool_slot_bytes(pool);
+    for (int i = 0; i < 700; i++) {
+        int32_t s;
+        cr_assert_eq(kvf_pool_take(pool, &s, &err), KVF_OK);
+        memset(kvf_kv_slot(kvf_pool_view(pool), s), s & 255, bytes);
+    }
+    for (int32_t s = 0; s < 700; s++) {
+        const uint8_t *p = kvf_kv_slot(kvf_pool_view(pool), s);
+        cr_assert_eq(p[0], s & 255);
+        cr_assert_eq(p[bytes - 1], s & 255);
+    }
+    kvf_pool_close(pool);
+}
+
+Test(kv, reserve_is_all_or_nothing)
+{
+    kvf_pool *pool = open_pool(LAYERS * 2, 0);
+    kvf_kv *kv;
+    cr_assert_eq(kvf_kv_open(&kv, pool, dims, &err), KVF_OK);
+    append(kv, 1, 100);
+    cr_assert_eq(kvf_pool_used(pool), LAYERS);
+    cr_assert_eq(kvf_kv_reserve(kv, 200, &err), KVF_ERR_LIMIT);
+    cr_assert_eq(kvf_pool_used(pool), LAYERS);
+    cr_assert_eq(kvf_kv_len(kv), 100);
+    append(kv, 1, 156); /* exactly two blocks */
+    cr_assert_eq(kvf_pool_used(pool), 2 * LAYERS);
+    kvf_kv_close(kv);
+    cr_assert_eq(kvf_pool_used(pool), 0);
+    kvf_pool_close(pool);
+}
+
+Test(kv, uncommitted_chunk_leaves_no_trace)
+{
+    kvf_pool *pool = open_pool(100, 0);
+    kvf_kv *a, *b;
+    cr_assert_eq(kvf_kv_open(&a, pool, dims, &err), KVF_OK);
+    cr_assert_eq(kvf_kv_open(&b, pool, dims, &err), KVF_OK);
+    append(a, 1, 300);
+    append(b, 1, 300);
+    put(a, 7, 200); /* cancelled here */
+    append(a, 1, 50);
+    append(b, 1, 50);
+    float oa[WIDTH_Q], ob[WIDTH_Q];
+    attend(a, 1, NULL, oa);
+    attend(b, 1, NULL, ob);
+    cr_assert_eq(memcmp(oa, ob, sizeof oa), 0);
+    kvf_kv_close(a);
+    kvf_kv_close(b);
+    kvf_pool_close(pool);
+}
+
+Test(kv, truncate_then_append_equals_fresh)
+{
+    static const int64_t cuts[] = { 0, 1, 127, 128, 129, 255, 256, 300 };
+    for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+        kvf_pool *pool = open_pool(100, 0);
+        kvf_kv *a, *b;
+        cr_assert_eq(kvf_kv_open(&a, pool, dims, &err), KVF_OK);
+        cr_assert_eq(kvf_kv_open(&b, pool, dims, &err), KVF_OK);
+        append(a, 1, 300);
+        kvf_kv_truncate(a, cuts[i]);
+        cr_assert_eq(kvf_kv_len(a), cuts[i]);
+        append(a, 2, 200);
+        if (cuts[i] > 0) append(b, 1, cuts[i]);
+        append(b, 2, 200);
+        for (int32_t l = 0; l < LAYERS; l++) {
+            float oa[WIDTH_Q], ob[WIDTH_Q];
+            attend(a, l, NULL, oa);
+            attend(b, l, NULL, ob);
+            cr_assert_eq(memcmp(oa, ob, sizeof oa), 0, "cut %lld layer %d", (long long)cuts[i], l);
+        }
+        kvf_kv_close(a);
+        kvf_kv_close(b);
+        cr_assert_eq(kvf_pool_used(pool), 0);
+        kvf_pool_close(pool);
+    }
+}
+
+Test(kv, fork_shares_blocks_and_never_sees_the_other)
+{
+    kvf_pool *pool = open_pool(100, 0);
+    kvf_kv *a, *b, *plain;
+    cr_assert_eq(kvf_kv_open(&a, pool, dims, &err), KVF_OK);
+    append(a, 1, 300);
+    int64_t before = kvf_pool_used(pool);
+    cr_assert_eq(kvf_kv_fork(&b, a, &err), KVF_OK);
+    cr_assert_eq(kvf_pool_used(pool), before);
+    append(a, 2, 20);
+    append(b, 3, 20);
+    cr_assert_eq(kvf_pool_used(pool), before + LAYERS); /* one copied tail a layer */
+    cr_assert_eq(kvf_kv_open(&plain, pool, dims, &err), KVF_OK);
+    append(plain, 1, 300);
+    append(plain, 3, 20);
+    kvf_kv_close(a);
+    for (int32_t l = 0; l < LAYERS; l++) {
+        float ob[WIDTH_Q], op[WIDTH_Q];
+        attend(b, l, NULL, ob);
+        attend(plain, l, NULL, op);
+        cr_assert_eq(memcmp(ob, op, sizeof ob), 0);
+    }
+    kvf_kv_close(b);
+    kvf_kv_close(plain);
+    cr_assert_eq(kvf_pool_used(pool), 0);
+    kvf_pool_close(pool);
+}
+
+Test(kv, fork_of_a_fork_survives_its_parents)
+{
+    kvf_pool *pool = open_pool(100, 0);
+    kvf_kv *a, *b, *c;
+    cr_assert_eq(kvf_kv_open(&a, pool, dims, &err), KVF_OK);
+    append(a, 1, 130);
+    cr_assert_eq(kvf_kv_fork(&b, a, &err), KVF_OK);
+    cr_assert_eq(kvf_kv_fork(&c, b, &err), KVF_OK);
+    float before[WIDTH_Q], after[WIDTH_Q];
+    attend(c, 0, NULL, before);
+    append(b, 5, 1);
+    kvf_kv_close(a);
+    kvf_kv_close(b);
+    attend(c, 0, NULL, after);
+    cr_assert_eq(memcmp(before, after, sizeof before), 0);
+    kvf_kv_close(c);
+    cr_assert_eq(kvf_pool_used(pool), 0);
+    kvf_pool_close(pool);
+}
+
+Test(kv, window_policy_that_keeps_all_equals_full_bit_for_bit)
+{
+    kvf_pool *pool = open_pool(100, 0);
+    kvf_kv *kv;
+    kvf_policy *p;
+    cr_assert_eq(kvf_kv_open(&kv, pool, dims, &err), KVF_OK);
+    cr_assert_eq(kvf_policy_open(&p, "window:sink=0,window=100000", dims, &kvf_mem_default, &err), KVF_OK);
+    append(kv, 1, 600);
+    float full[WIDTH_Q], kept[WIDTH_Q];
+    attend(kv, 2, NULL, full);
+    attend(kv, 2, p, kept);
+    cr_assert_eq(memcmp(full, kept, sizeof full), 0);
+    kvf_policy_close(p);
+    kvf_kv_close(kv);
+    kvf_pool_close(pool);
+}
+
+/* Blocks 0 (sink) and 3, 4 (window of 100 before token 600) of 5: the same attention by the formula. */
+Test(kv, window_policy_reads_sinks_and_window_only)
+{
+    kvf_pool *pool = open_pool(100, 0);
+    kvf_kv *kv;
+    kvf_policy *p;
+    cr_assert_eq(kvf_kv_open(&kv, pool, dims, &err), KVF_OK);
+    cr_assert_eq(kvf_policy_open(&p, "window:sink=4,window=100", dims, &kvf_mem_default, &err), KVF_OK);
+    append(kv, 1, 600);
+    float out[WIDTH_Q];
+    attend(kv, 1, p, out);
+    float q[WIDTH_Q];
+    uint64_t s = 99;
+    for (int i = 0; i < WIDTH_Q; i++) q[i] = 3 * noise(&s);
+    for (int h = 0; h < HEADS; h++) {
+        double sum = 0, want[DIM] = { 0 };
+        for (int64_t t = 0; t < 600; t++) {
+            if (t >= 128 && t < 384) continue; /* blocks 1, 2: 600 - 100 = 500 lies in block 3 */
+            uint64_t st = 1 * 1000003 + 1 * 7919 + (uint64_t)t;
+            float k[WIDTH_KV], v[WIDTH_KV];
+            for (int i = 0; i < WIDTH_KV; i++) {
+                k[i] = kvf_f32_from_f16(kvf_f16_from_f32(noise(&st)));
+                v[i] = kvf_f32_from_f16(kvf_f16_from_f32(noise(&st)));
+            }
+            int g = h / (HEADS / HEADS_KV);
+            double dot = 0;
+            for (int i = 0; i < DIM; i++) dot += (double)q[h * DIM + i] * k[g * DIM + i];
+            double e = exp(0.25 * dot);
+            sum += e;
+            for (int i = 0; i < DIM; i++) want[i] += e * v[g * DIM + i];
+        }
+        for (int i = 0; i < DIM; i++) cr_assert_float_eq(out[h * DIM + i], want[i] / sum, 1e-5);
+    }
+    int64_t read, seen;
+    kvf_kv_counters(kv, &read, &seen);
+    cr_assert_eq(seen, 5);
+    cr_assert_eq(read, 3);
+    kvf_policy_close(p);
+    kvf_kv_close(kv);
+    kvf_pool_close(pool);
+}
