@@ -37,9 +37,8 @@ static const bench_kernel kernels[] = {
 };
 
 /* Matrices of the models we name: Qwen2.5 0.5B (first four) and 1.5B. */
-static const int64_t shapes[][2] = { { 896, 896 },     { 4864, 896 },  { 896, 4864 },
-                                     { 151936, 896 },  { 1536, 1536 }, { 8960, 1536 },
-                                     { 1536, 8960 } };
+static const int64_t shapes[][2] = { { 896, 896 },   { 4864, 896 },  { 896, 4864 }, { 151936, 896 },
+                                     { 1536, 1536 }, { 8960, 1536 }, { 1536, 8960 } };
 
 static const kvf_dtype quick_types[] = { KVF_DTYPE_Q5_0, KVF_DTYPE_Q8_0, KVF_DTYPE_Q4_K, KVF_DTYPE_Q6_K };
 
@@ -85,7 +84,8 @@ static void fill(kvf_dtype type, uint8_t *p, size_t bytes)
     for (size_t i = 0; i + block <= bytes; i += block) {
         uint8_t *d = p + i + (type == KVF_DTYPE_Q6_K ? 208 : 0);
         d[1] = (uint8_t)(0x20 | (d[1] & 3));
-        bool two = type == KVF_DTYPE_Q4_1 || type == KVF_DTYPE_Q5_1 || type == KVF_DTYPE_Q4_K || type == KVF_DTYPE_Q5_K;
+        bool two = type == KVF_DTYPE_Q4_1 || type == KVF_DTYPE_Q5_1 || type == KVF_DTYPE_Q4_K ||
+                   type == KVF_DTYPE_Q5_K;
         if (two) d[3] = (uint8_t)(0x20 | (d[3] & 3));
     }
 }
@@ -122,14 +122,18 @@ static double read_speed(const uint8_t *p, size_t bytes, double seconds)
         if (t < best) best = t;
         at = at + 2 * portion <= bytes ? at + portion : 0;
     }
+    (void)sink; /* written only: keeps the reads */
     return (double)portion / best * 1e-9;
 }
 
-static void measure(const bench *b, const bench_kernel *bk, kvf_dtype type, const int64_t *shape, int64_t n_tok)
+static void measure(const bench *b, const bench_kernel *bk, kvf_dtype type, const int64_t *shape,
+                    int64_t n_tok)
 {
     const kvf_mm_kernel *k = bk->k;
     int64_t n_out = shape[0], n_in = shape[1];
-    kvf_weight w = { .type = type, .n_out = n_out, .n_in = n_in, .row_bytes = kvf_dtype_row_bytes(type, n_in) };
+    kvf_weight w = {
+        .type = type, .n_out = n_out, .n_in = n_in, .row_bytes = kvf_dtype_row_bytes(type, n_in)
+    };
     size_t bytes = (size_t)n_out * w.row_bytes, copies = b->bytes / bytes;
     if (copies == 0) return;
     float *x = kvf_alloc(&kvf_mem_default, (size_t)(n_tok * n_in), sizeof *x);
@@ -154,8 +158,8 @@ static void measure(const bench *b, const bench_kernel *bk, kvf_dtype type, cons
         if (t / (double)n < best) best = t / (double)n;
     }
     double gbs = (double)bytes / best * 1e-9;
-    printf("%s,%s,%lld,%lld,%lld,%.1f,%.2f,", k->name, kvf_dtype_get(type)->name, (long long)n_out, (long long)n_in,
-           (long long)n_tok, ops / best * 1e-9, gbs);
+    printf("%s,%s,%lld,%lld,%lld,%.1f,%.2f,", k->name, kvf_dtype_get(type)->name, (long long)n_out,
+           (long long)n_in, (long long)n_tok, ops / best * 1e-9, gbs);
     if (bk->decode)
         printf("%.2f\n", gbs / b->read_gbs);
     else

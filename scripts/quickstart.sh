@@ -55,10 +55,10 @@ fi
 cmake -S . -B build $generator -DCMAKE_BUILD_TYPE=Release -DKVF_TESTS=OFF -DKVF_BENCH=OFF >/dev/null
 cmake --build build --parallel
 built=$(date +%s)
-kvfold=$(find build -type f -name kvfold -perm -u+x | head -n 1)
+kvfold=build/tools/kvfold
 
 folder=$(find_documents)
-question="QUESTION"
+question="How long should the short description of a debconf template be at most?"
 say "4/4 Two specifications, one question: $question"
 "$kvfold" ask -m "$model" -d "$folder/debconf_specification.txt.gz" -d "$folder/autopkgtest.txt.gz" \
     "$question"
@@ -66,6 +66,6 @@ say "$(($(date +%s) - built)) seconds from the end of the build to the end of th
 cat >&2 <<END
 
 Your own document:   $kvfold ask -m $model -d FILE "question"
-A whole standard:    $kvfold ask -m $model -d $folder/fhs/fhs-3.0.txt.gz "FHSQUESTION"
+A whole standard:    $kvfold ask -m $model -d $folder/fhs/fhs-3.0.txt.gz "What is stored in /var/spool?"
 All commands:        $kvfold --help
 END

@@ -25,7 +25,8 @@ case "${1:-}" in
 esac
 jobs=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 failed=""
-# Tests ask for absurd sizes on purpose and want NULL for them, as malloc answers.
+# Tests ask for absurd sizes on purpose and want NULL for them, as malloc answers. A race must halt:
+# Criterion's children end without the exit code that would tell of it.
 export ASAN_OPTIONS="allocator_may_return_null=1:${ASAN_OPTIONS:-}"
 export TSAN_OPTIONS="allocator_may_return_null=1:halt_on_error=1:${TSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="print_stacktrace=1:${UBSAN_OPTIONS:-}"

@@ -14,12 +14,12 @@
 /* What stands between the tokens and the reader's eyes. */
 typedef struct output {
     const answer_request *r;
-    buffer *text;      /* all of the answer so far, clean */
+    buffer *text; /* all of the answer so far, clean */
     utf8_stream utf8;
-    size_t n_written;  /* bytes of text on stdout */
-    size_t search;     /* where the next search for the stop text begins */
-    bool stopped;      /* the stop text was found and cut off */
-    bool strip;        /* stdout is a terminal: control characters do not pass */
+    size_t n_written; /* bytes of text on stdout */
+    size_t search;    /* where the next search for the stop text begins */
+    bool stopped;     /* the stop text was found and cut off */
+    bool strip;       /* stdout is a terminal: control characters do not pass */
 } output;
 
 /* Bytes at the end of text that may be the beginning of the stop text, or white space that trim
@@ -105,7 +105,7 @@ static kvf_status generate(answer *a, engine *e, output *o, double *t_first, kvf
         kvf_status rc = kvf_session_next(e->session, &token, err);
         if (rc < 0) return rc;
         a->n_steps++;
-        if (!*t_first) {
+        if (*t_first <= 0) {
             *t_first = clock_s();
             progress_clear(&e->bar);
         }
@@ -146,7 +146,7 @@ static void measure(answer *a, engine *e, const answer_request *r, double t_sync
     a->stats.size = sizeof a->stats;
     if (kvf_session_stats(e->session, &a->stats, NULL) != KVF_OK) return;
     a->total_ms = (now - r->start_s) * 1e3;
-    if (!t_first) return;
+    if (t_first <= 0) return;
     a->ttft_ms = (t_first - r->start_s) * 1e3;
     /* By the clock on the wall, as the user sees it: reading ends with the first token, writing is
      * the time between the first and the last. */

@@ -12,17 +12,17 @@
 typedef struct answer_request {
     const token_list *prompt;
     int64_t max_tokens;
-    const char *stop;  /* end before this text; NULL: none */
-    bool trim;         /* leave out white space in front and behind */
-    bool stream;       /* write to stdout as it comes */
-    double start_s;    /* when the question was asked, clock_s() */
+    const char *stop; /* end before this text; NULL: none */
+    bool trim;        /* leave out white space in front and behind */
+    bool stream;      /* write to stdout as it comes */
+    double start_s;   /* when the question was asked, clock_s() */
 } answer_request;
 
 typedef struct answer {
     buffer text;        /* valid UTF-8 */
     const char *finish; /* "stop", "length", "context", "cancelled" or "output"; static */
     int64_t n_prompt, n_reused, n_computed, n_generated;
-    int64_t n_steps;    /* tokens sampled: those generated and the one that ended the answer */
+    int64_t n_steps; /* tokens sampled: those generated and the one that ended the answer */
     double ttft_ms, total_ms;
     double prefill_tps, decode_tps; /* 0: nothing to measure */
     kvf_stats stats;

@@ -186,7 +186,8 @@ static arg_result set_value(const arg_row *row, void *state, const char *text, k
     case ARG_CHOICE: return set_choice(row, field, text, err);
     case ARG_INT: {
         int64_t v;
-        if (!args_int(text, &v) || (double)v < row->min || (double)v > row->max) return bad_number(row, text, err);
+        if (!args_int(text, &v) || (double)v < row->min || (double)v > row->max)
+            return bad_number(row, text, err);
         *(int64_t *)field = v;
         return ARG_GO;
     }
@@ -205,7 +206,8 @@ static arg_result set_defaults(const arg_group *groups, kvf_error *err)
 {
     for (; groups->title; groups++)
         for (const arg_row *row = groups->rows; row->name; row++) {
-            if (!row->def || row->type == ARG_FLAG || row->type == ARG_INTS || row->type == ARG_TEXTS) continue;
+            if (!row->def || row->type == ARG_FLAG || row->type == ARG_INTS || row->type == ARG_TEXTS)
+                continue;
             if (set_value(row, groups->state, row->def, err) != ARG_GO) return ARG_BAD;
         }
     return ARG_GO;
@@ -332,12 +334,14 @@ static void help_row(const arg_row *row, FILE *out)
     snprintf(left, sizeof left, "  %c%c%s %s%s%s", row->short_name ? '-' : ' ',
              row->short_name ? row->short_name : ' ', row->short_name ? "," : " ", row->name,
              row->value ? " " : "", row->value ? row->value : "");
-    snprintf(text, sizeof text, "%s%s%s%s", row->help, row->def ? " (default: " : "", row->def ? row->def : "",
-             row->def ? ")" : "");
+    snprintf(text, sizeof text, "%s%s%s%s", row->help, row->def ? " (default: " : "",
+             row->def ? row->def : "", row->def ? ")" : "");
     int n = (int)strlen(left);
     fputs(left, out);
-    if (n + 2 > HELP_COLUMN) fprintf(out, "\n%*s", HELP_COLUMN, "");
-    else fprintf(out, "%*s", HELP_COLUMN - n, "");
+    if (n + 2 > HELP_COLUMN)
+        fprintf(out, "\n%*s", HELP_COLUMN, "");
+    else
+        fprintf(out, "%*s", HELP_COLUMN - n, "");
     print_wrapped(out, text, HELP_COLUMN, HELP_COLUMN);
 }
 

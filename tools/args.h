@@ -36,13 +36,13 @@ typedef struct arg_ints {
 } arg_ints;
 
 typedef struct arg_row {
-    const char *name; /* "--max-tokens"; NULL ends the table */
-    char short_name;  /* 'n', or 0 */
+    const char *name;  /* "--max-tokens"; NULL ends the table */
+    char short_name;   /* 'n', or 0 */
     const char *value; /* name of the argument in help; NULL for flags */
     arg_type type;
-    size_t offset;    /* of the field in the group's struct */
-    const char *def;  /* default as text, or NULL; shown in help */
-    double min, max;  /* of numbers */
+    size_t offset;       /* of the field in the group's struct */
+    const char *def;     /* default as text, or NULL; shown in help */
+    double min, max;     /* of numbers */
     const char *choices; /* "auto|f32" */
     const char *help;
 } arg_row;

@@ -72,7 +72,8 @@ void buffer_cut(buffer *b, size_t n)
 void buffer_trim_end(buffer *b)
 {
     size_t n = b->n;
-    while (n && (b->v[n - 1] == ' ' || b->v[n - 1] == '\n' || b->v[n - 1] == '\t' || b->v[n - 1] == '\r')) n--;
+    while (n && (b->v[n - 1] == ' ' || b->v[n - 1] == '\n' || b->v[n - 1] == '\t' || b->v[n - 1] == '\r'))
+        n--;
     buffer_cut(b, n);
 }
 

@@ -13,11 +13,11 @@
 #include <kvfold/kvfold.h>
 
 typedef struct buffer {
-    char *v;       /* [n], then a NUL once anything was added; owned */
+    char *v; /* [n], then a NUL once anything was added; owned */
     size_t n, cap;
-    size_t max;    /* most bytes it may hold; 0: no limit */
-    bool failed;   /* out of memory */
-    bool full;     /* max was reached and something was left out */
+    size_t max;  /* most bytes it may hold; 0: no limit */
+    bool failed; /* out of memory */
+    bool full;   /* max was reached and something was left out */
 } buffer;
 
 void buffer_add(buffer *b, const void *bytes, size_t n);

@@ -22,8 +22,10 @@ typedef struct ask_options {
     bool raw, no_stream, json;
 } ask_options;
 
-#define ROW(field, name, letter, value, type, help) \
-    { name, letter, value, type, offsetof(ask_options, field), NULL, 0, 0, NULL, help }
+#define ROW(field, name, letter, value, type, help)                                                          \
+    {                                                                                                        \
+        name, letter, value, type, offsetof(ask_options, field), NULL, 0, 0, NULL, help                      \
+    }
 
 static const arg_row ask_rows[] = {
     ROW(documents, "--document", 'd', "FILE", ARG_TEXTS,
@@ -36,7 +38,8 @@ static const arg_row ask_rows[] = {
         "the question (or standard input) is the whole prompt: no frame, control tokens are read"),
     ROW(system, "--system", 0, "TEXT", ARG_TEXT, "instructions to the model instead of the usual ones"),
     { "--template", 0, "NAME", ARG_CHOICE, offsetof(ask_options, tmpl), NULL, 0, 0,
-      "chatml|llama3|gemma|mistral|none|plain", "chat frame: chatml, llama3, gemma, mistral, none, plain "
+      "chatml|llama3|gemma|mistral|none|plain",
+      "chat frame: chatml, llama3, gemma, mistral, none, plain "
       "(default: the model's)" },
     { 0 },
 };
@@ -63,8 +66,8 @@ typedef struct ask {
     engine e;
     document *docs; /* [n_docs] */
     size_t n_docs;
-    buffer body;    /* the documents as they stand in the prompt */
-    buffer asked;   /* text of --questions, cut into lines */
+    buffer body;  /* the documents as they stand in the prompt */
+    buffer asked; /* text of --questions, cut into lines */
 } ask;
 
 static const char *system_text(const ask *a)
@@ -122,8 +125,9 @@ static kvf_status check_options(const ask *a, const arg_texts *operands, kvf_err
     for (size_t i = 0; i < a->o.documents.n; i++) n_stdin += strcmp(a->o.documents.v[i], "-") == 0;
     if (n_stdin > 1) return report_fail(err, KVF_ERR_ARG, "Standard input (-) can be read once only.");
     if (a->o.raw && a->o.documents.n)
-        return report_fail(err, KVF_ERR_ARG, "--raw takes the whole prompt from the question; put the document in "
-                                             "it instead of -d.");
+        return report_fail(err, KVF_ERR_ARG,
+                           "--raw takes the whole prompt from the question; put the document in "
+                           "it instead of -d.");
     if (operands->n && !operands->v[0][strspn(operands->v[0], " \t\r\n")])
         return report_fail(err, KVF_ERR_ARG, "The question is empty.");
     return KVF_OK;
@@ -243,7 +247,8 @@ static kvf_status gather_questions(ask *a, const arg_texts *operands, kvf_error 
     kvf_status rc = buffer_read(&a->asked, STDIN_FILENO, "standard input", err);
     if (rc != KVF_OK) return rc;
     if (!a->o.raw) buffer_trim_end(&a->asked);
-    if (!a->asked.n) return report_fail(err, KVF_ERR_ARG, "Standard input is empty: there is no question in it.");
+    if (!a->asked.n)
+        return report_fail(err, KVF_ERR_ARG, "Standard input is empty: there is no question in it.");
     if (memchr(a->asked.v, '\0', a->asked.n))
         return report_fail(err, KVF_ERR_FORMAT, "Standard input is binary data, not a question.");
     return KVF_OK;
@@ -261,7 +266,8 @@ static kvf_status ask_run(ask *a, const arg_texts *operands, kvf_error *err)
         single = a->asked.v;
     bool interactive = !single && !a->o.questions.n;
     if (interactive && !report_is_terminal(stdin))
-        return report_fail(err, KVF_ERR_ARG, "There is no question; give it as the last argument, in quotes.");
+        return report_fail(err, KVF_ERR_ARG,
+                           "There is no question; give it as the last argument, in quotes.");
     rc = engine_open(&a->e, &a->eo, err);
     if (rc == KVF_OK) rc = engine_open_session(&a->e, &a->eo, &a->so, err);
     if (rc == KVF_OK) rc = prompt_check_text(&a->e, buffer_text(&a->body), a->body.n, err);

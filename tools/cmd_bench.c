@@ -26,14 +26,18 @@ typedef struct bench_options {
     bool json, no_warmup, yes, verbose;
 } bench_options;
 
-#define ROW(field, name, letter, value, type, def, min, max, help) \
-    { name, letter, value, type, offsetof(bench_options, field), def, min, max, NULL, help }
+#define ROW(field, name, letter, value, type, def, min, max, help)                                           \
+    {                                                                                                        \
+        name, letter, value, type, offsetof(bench_options, field), def, min, max, NULL, help                 \
+    }
 
 static const arg_row bench_rows[] = {
-    ROW(model, "--model", 'm', "MODEL", ARG_TEXT, MODELS_DEFAULT, 0, 0, "path of a GGUF file, or a known model"),
+    ROW(model, "--model", 'm', "MODEL", ARG_TEXT, MODELS_DEFAULT, 0, 0,
+        "path of a GGUF file, or a known model"),
     ROW(prompt, "--n-prompt", 'p', "N,...", ARG_INTS, "512", 0, 1 << 26, "tokens to read; 0: no such test"),
     ROW(gen, "--n-gen", 'n', "N,...", ARG_INTS, "128", 0, 1 << 26, "tokens to write; 0: no such test"),
-    ROW(depth, "--n-depth", 'd', "N,...", ARG_INTS, "0", 0, 1 << 26, "tokens already read when the test begins"),
+    ROW(depth, "--n-depth", 'd', "N,...", ARG_INTS, "0", 0, 1 << 26,
+        "tokens already read when the test begins"),
     ROW(threads, "--threads", 't', "N,...", ARG_INTS, "0", 0, 1024, "threads; 0: one per usable core"),
     ROW(reps, "--repetitions", 'r', "N", ARG_INT, "5", 1, 1000, "how often each test is measured"),
     ROW(batch, "--batch", 'b', "N", ARG_INT, "0", 0, 65536, "tokens computed together; 0: the best"),
@@ -53,8 +57,9 @@ static const arg_command bench_command = {
     .name = "bench",
     .synopsis = "[-m MODEL] [-p N] [-n N] [-d N] [-t N] [-r N] [--json]",
     .summary = "measure the speed of reading and writing",
-    .details = "Lists (-p 512,4096) measure every combination. The figure is tokens per second, mean and standard\n"
-               "deviation over the repetitions.",
+    .details =
+        "Lists (-p 512,4096) measure every combination. The figure is tokens per second, mean and standard\n"
+        "deviation over the repetitions.",
     .examples = "  kvfold bench\n"
                 "  kvfold bench -m model.gguf -p 512,4096 -n 0 -t 1,2 -r 3\n"
                 "  kvfold bench -p 0 -n 64 -d 0,4096,16384 --json",
@@ -73,7 +78,7 @@ typedef struct bench {
     kvf_token *ends;   /* [n_ends] tokens that would end an answer; never written here */
     int64_t n_ends;
     cJSON *results;
-    bool headed;       /* the table's head is printed */
+    bool headed; /* the table's head is printed */
 } bench;
 
 /* A fixed sequence: xorshift64*, Marsaglia 2003 and Vigna 2016. Ids are taken from the whole
@@ -102,7 +107,8 @@ static kvf_status write_tokens(bench *b, int64_t n, double *seconds, kvf_error *
         kvf_token token;
         rc = kvf_session_next(b->e.session, &token, err);
         if (rc < 0) return rc;
-        if (rc == KVF_DONE) return report_fail(err, KVF_ERR_INTERNAL, "Generation ended at a token that was ruled out.");
+        if (rc == KVF_DONE)
+            return report_fail(err, KVF_ERR_INTERNAL, "Generation ended at a token that was ruled out.");
         rc = kvf_session_logits(b->e.session, &logits, err);
         if (rc != KVF_OK) return rc;
     }
@@ -128,15 +134,18 @@ static kvf_status run_once(bench *b, const bench_case *c, uint64_t rep, double *
     fill_tokens(prompt, c->n_prompt, n_vocab, 2 + rep);
     prompt[0] = (kvf_token)((int64_t)(rep + 1) % n_vocab);
     double start = clock_s();
-    if (before) rc = kvf_session_append(s, prompt, c->n_prompt, err);
-    else rc = kvf_session_sync(s, prompt, c->n_prompt, err);
+    if (before)
+        rc = kvf_session_append(s, prompt, c->n_prompt, err);
+    else
+        rc = kvf_session_sync(s, prompt, c->n_prompt, err);
     *seconds = clock_s() - start;
     return rc;
 }
 
 static void case_name(char out[64], const bench_case *c)
 {
-    int n = c->n_gen ? snprintf(out, 64, "tg%" PRId64, c->n_gen) : snprintf(out, 64, "pp%" PRId64, c->n_prompt);
+    int n =
+        c->n_gen ? snprintf(out, 64, "tg%" PRId64, c->n_gen) : snprintf(out, 64, "pp%" PRId64, c->n_prompt);
     if (c->n_depth) snprintf(out + n, 64 - (size_t)n, " @ d%" PRId64, c->n_depth);
 }
 
@@ -236,9 +245,16 @@ static kvf_status run_threads(bench *b, int64_t threads, kvf_error *err)
 {
     int64_t longest = largest(&b->o.depth) + 1;
     int64_t body = largest(&b->o.prompt) > largest(&b->o.gen) ? largest(&b->o.prompt) : largest(&b->o.gen);
-    b->eo = (engine_options){ .model = b->o.model, .cpu = b->o.cpu, .precision = b->o.precision, .policy = b->o.policy,
-                              .threads = threads, .batch = b->o.batch, .ctx = longest + body, .yes = b->o.yes,
-                              .verbose = b->o.verbose, .quiet = !b->o.verbose };
+    b->eo = (engine_options){ .model = b->o.model,
+                              .cpu = b->o.cpu,
+                              .precision = b->o.precision,
+                              .policy = b->o.policy,
+                              .threads = threads,
+                              .batch = b->o.batch,
+                              .ctx = longest + body,
+                              .yes = b->o.yes,
+                              .verbose = b->o.verbose,
+                              .quiet = !b->o.verbose };
     kvf_status rc = engine_open(&b->e, &b->eo, err);
     if (rc == KVF_OK) rc = find_ends(b, err);
     if (rc == KVF_OK) rc = engine_open_session(&b->e, &b->eo, NULL, err);
@@ -271,7 +287,8 @@ static kvf_status bench_run(bench *b, kvf_error *err)
     if (b->o.json && b->results && rc == KVF_OK) {
         cJSON *results = b->results;
         b->results = NULL;
-        if (!json_print(results)) rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the JSON output.");
+        if (!json_print(results))
+            rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the JSON output.");
     }
     return rc;
 }

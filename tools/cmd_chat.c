@@ -24,7 +24,8 @@ typedef struct chat_options {
 static const arg_row chat_rows[] = {
     { "--document", 'd', "FILE", ARG_TEXTS, offsetof(chat_options, documents), NULL, 0, 0, NULL,
       "text, Markdown, HTML or PDF to talk about; may be given again" },
-    { "--json", 'j', NULL, ARG_FLAG, offsetof(chat_options, json), NULL, 0, 0, NULL, "one JSON object per answer" },
+    { "--json", 'j', NULL, ARG_FLAG, offsetof(chat_options, json), NULL, 0, 0, NULL,
+      "one JSON object per answer" },
     { "--system", 0, "TEXT", ARG_TEXT, offsetof(chat_options, system), NULL, 0, 0, NULL,
       "instructions to the model instead of the usual ones" },
     { "--template", 0, "NAME", ARG_CHOICE, offsetof(chat_options, tmpl), NULL, 0, 0,
@@ -37,8 +38,9 @@ static const arg_command chat_command = {
     .name = "chat",
     .synopsis = "[-m MODEL] [-d FILE...] [options]",
     .summary = "talk with a model, about documents if you like",
-    .details = "One line is one message. /help lists the commands; /exit or the end of input ends. Ctrl-C stops\n"
-               "an answer. Input may be a pipe: every line is answered.",
+    .details =
+        "One line is one message. /help lists the commands; /exit or the end of input ends. Ctrl-C stops\n"
+        "an answer. Input may be a pipe: every line is answered.",
     .examples = "  kvfold chat -d manual.pdf\n"
                 "  kvfold chat -m qwen2.5-coder-1.5b --temp 0.7 --seed 1\n"
                 "  printf 'Hello\\nAnd in French?\\n' | kvfold chat",
@@ -55,10 +57,10 @@ typedef struct chat {
     engine_options eo;
     sampling_options so;
     engine e;
-    buffer body;    /* documents, in front of the first message */
-    turn *turns;    /* [n_turns] */
+    buffer body; /* documents, in front of the first message */
+    turn *turns; /* [n_turns] */
     size_t n_turns;
-    answer last;    /* for /stats */
+    answer last; /* for /stats */
     bool has_last, interactive;
 } chat;
 
@@ -102,7 +104,8 @@ static kvf_status frame(const chat *c, token_list *prompt, kvf_error *err)
                                   : "You are a helpful assistant.";
     msgs[0] = (kvf_chat_message){ "system", c->o.system ? c->o.system : usual, (size_t)-1 };
     for (size_t i = 0; i < c->n_turns; i++)
-        msgs[i + 1] = (kvf_chat_message){ c->turns[i].user ? "user" : "assistant", c->turns[i].text, (size_t)-1 };
+        msgs[i + 1] =
+            (kvf_chat_message){ c->turns[i].user ? "user" : "assistant", c->turns[i].text, (size_t)-1 };
     kvf_status rc = prompt_frame(prompt, &c->e, c->o.tmpl, msgs, (int64_t)c->n_turns + 1, err);
     free(msgs);
     return rc;
@@ -119,7 +122,9 @@ static kvf_status say(chat *c, const char *text, kvf_error *err)
     kvf_status rc = add_turn(c, true, text, strlen(text), err);
     if (rc == KVF_OK) rc = frame(c, &prompt, err);
     if (rc == KVF_OK) {
-        answer_request r = { .prompt = &prompt, .max_tokens = c->so.max_tokens, .start_s = start, .trim = true };
+        answer_request r = {
+            .prompt = &prompt, .max_tokens = c->so.max_tokens, .start_s = start, .trim = true
+        };
         r.stop = prompt_is_plain(&c->e, c->o.tmpl) ? "\n\n" : NULL;
         r.stream = !c->o.json;
         rc = answer_run(&c->last, &c->e, &r, err);
@@ -141,8 +146,10 @@ static bool slash_command(chat *c, const char *line)
         drop_turns(c, 0);
         report_note("the conversation starts anew%s", c->body.n ? "; the documents stay" : "");
     } else if (strcmp(line, "/stats") == 0) {
-        if (c->has_last) answer_summary(&c->last);
-        else report_note("nothing has been answered yet");
+        if (c->has_last)
+            answer_summary(&c->last);
+        else
+            report_note("nothing has been answered yet");
     } else if (strcmp(line, "/help") == 0) {
         fputs("/reset  forget the conversation, keep the documents\n"
               "/stats  what the last answer took\n"
@@ -151,7 +158,8 @@ static bool slash_command(chat *c, const char *line)
               stderr);
     } else {
         const char *close = args_closest(line, names, sizeof names / sizeof *names);
-        report_note("no command '%.40s'; %s%s", line, close ? "did you mean " : "see /help", close ? close : "");
+        report_note("no command '%.40s'; %s%s%s", line, close ? "did you mean " : "see /help",
+                    close ? close : "", close ? "?" : "");
     }
     return true;
 }
@@ -159,8 +167,10 @@ static bool slash_command(chat *c, const char *line)
 static kvf_status on_error(chat *c, kvf_status rc, kvf_error *err)
 {
     if (!c->interactive || (rc != KVF_ERR_CANCELLED && rc != KVF_ERR_LIMIT)) return rc;
-    if (rc == KVF_ERR_CANCELLED) report_note("stopped; the message was taken back");
-    else report_note("%s%s", err->msg, c->n_turns ? " /reset starts anew." : "");
+    if (rc == KVF_ERR_CANCELLED)
+        report_note("stopped; the message was taken back");
+    else
+        report_note("%s%s", err->msg, c->n_turns ? " /reset starts anew." : "");
     return KVF_OK;
 }
 
@@ -186,8 +196,10 @@ static kvf_status converse(chat *c, kvf_error *err)
             continue;
         }
         rc = say(c, text[0] == '/' ? text + 1 : text, err);
-        if (rc != KVF_OK) rc = on_error(c, rc, err);
-        else if (c->eo.verbose) answer_summary(&c->last);
+        if (rc != KVF_OK)
+            rc = on_error(c, rc, err);
+        else if (c->eo.verbose)
+            answer_summary(&c->last);
     }
     free(line);
     return rc;
@@ -202,10 +214,12 @@ static kvf_status read_documents(chat *c, kvf_error *err)
     while (n_open < n && rc == KVF_OK) {
         const char *path = c->o.documents.v[n_open];
         if (strcmp(path, "-") == 0)
-            rc = report_fail(err, KVF_ERR_ARG, "Standard input is the conversation; give the document as a file.");
+            rc = report_fail(err, KVF_ERR_ARG,
+                             "Standard input is the conversation; give the document as a file.");
         else
             rc = doc_open(&docs[n_open], path, err);
-        if (rc == KVF_OK && docs[n_open].note[0] && !c->eo.quiet) report_note("%s: %s", path, docs[n_open].note);
+        if (rc == KVF_OK && docs[n_open].note[0] && !c->eo.quiet)
+            report_note("%s: %s", path, docs[n_open].note);
         n_open++;
     }
     if (rc == KVF_OK) rc = prompt_documents(&c->body, docs, n, err);
@@ -241,8 +255,8 @@ static kvf_status chat_run(chat *c, kvf_error *err)
     if (rc == KVF_OK) rc = engine_open_session(&c->e, &c->eo, &c->so, err);
     if (rc == KVF_OK) rc = prompt_check_text(&c->e, buffer_text(&c->body), c->body.n, err);
     if (rc == KVF_OK && c->interactive && !c->eo.quiet)
-        report_note("%s, %lld tokens of context; /help for help", c->e.info.name[0] ? c->e.info.name : c->eo.model,
-                    (long long)c->e.n_ctx);
+        report_note("%s, %lld tokens of context; /help for help",
+                    c->e.info.name[0] ? c->e.info.name : c->eo.model, (long long)c->e.n_ctx);
     if (rc == KVF_OK) rc = read_ahead(c, err);
     if (rc == KVF_OK) rc = converse(c, err);
     return rc;

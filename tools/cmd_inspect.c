@@ -16,8 +16,10 @@ typedef struct inspect_options {
     bool json, devices, policies, models;
 } inspect_options;
 
-#define FLAG(field, name, letter, help) \
-    { name, letter, NULL, ARG_FLAG, offsetof(inspect_options, field), NULL, 0, 0, NULL, help }
+#define FLAG(field, name, letter, help)                                                                      \
+    {                                                                                                        \
+        name, letter, NULL, ARG_FLAG, offsetof(inspect_options, field), NULL, 0, 0, NULL, help               \
+    }
 
 static const arg_row inspect_rows[] = {
     FLAG(json, "--json", 'j', "print a JSON object"),
@@ -31,7 +33,8 @@ static const arg_command inspect_command = {
     .name = "inspect",
     .synopsis = "[MODEL] [-v] [--json]",
     .summary = "show what is in a model file, or what this machine has",
-    .details = "MODEL is a path or the name of a known model, as for -m. With -v all metadata and tensors are listed.",
+    .details = "MODEL is a path or the name of a known model, as for -m. With -v all metadata and tensors "
+               "are listed.",
     .examples = "  kvfold inspect model.gguf\n"
                 "  kvfold inspect -v qwen2.5-coder-0.5b\n"
                 "  kvfold inspect --devices --json",
@@ -84,11 +87,13 @@ static void print_model(const engine *e, bool verbose)
     print_field("name", m->name);
     print_field("architecture", m->arch);
     printf("%-16s%s\n", "parameters", report_count(n, m->n_params));
-    printf("%-16s%s (%s bytes)\n", "file", report_bytes(b, (double)m->file_bytes), report_count(n, m->file_bytes));
+    printf("%-16s%s (%s bytes)\n", "file", report_bytes(b, (double)m->file_bytes),
+           report_count(n, m->file_bytes));
     print_field("quantization", m->quantization);
     printf("%-16s%s tokens\n", "context", report_count(n, m->n_ctx_train));
     printf("%-16s%d layers, width %d, feed-forward %d\n", "size", m->n_layer, m->n_embd, m->n_ff);
-    printf("%-16s%d query heads, %d key/value heads, dimension %d\n", "attention", m->n_head, m->n_head_kv, m->head_dim);
+    printf("%-16s%d query heads, %d key/value heads, dimension %d\n", "attention", m->n_head, m->n_head_kv,
+           m->head_dim);
     if (m->window) printf("%-16s%d tokens in the layers that slide\n", "window", m->window);
     print_field("tokenizer", m->tokenizer);
     printf("%-16s%s\n", "vocabulary", report_count(n, m->n_vocab));
@@ -190,9 +195,9 @@ static void cpuinfo(const char *key, buffer *out)
 /* The processor's features that matter here, of the many that Linux lists. */
 static void features(const char *flags, buffer *out)
 {
-    static const char *const wanted[] = { "avx2",        "fma",         "f16c",     "avx512f",  "avx512bw",
-                                          "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16",
-                                          "amx_int8" };
+    static const char *const wanted[] = { "avx2",     "fma",         "f16c",        "avx512f",
+                                          "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni",
+                                          "amx_tile", "amx_bf16",    "amx_int8" };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         size_t n = strlen(wanted[i]);
         for (const char *p = flags; (p = strstr(p, wanted[i])) != NULL; p += n) {
@@ -272,8 +277,10 @@ static int inspect_model(const inspect_options *o, engine_options *eo, const arg
     kvf_status rc = engine_open(&e, eo, &err);
     if (rc != KVF_OK) return report_status(&err);
     int code = EXIT_OK;
-    if (o->json) code = json_model(&e) ? EXIT_OK : EXIT_FAILED;
-    else print_model(&e, eo->verbose);
+    if (o->json)
+        code = json_model(&e) ? EXIT_OK : EXIT_FAILED;
+    else
+        print_model(&e, eo->verbose);
     engine_close(&e);
     return code;
 }
@@ -282,7 +289,9 @@ int cmd_inspect(int argc, char **argv)
 {
     inspect_options o = { 0 };
     engine_options eo = { 0 };
-    arg_group groups[] = { { "Options", inspect_rows, &o }, { "Model", engine_model_rows, &eo }, { NULL, NULL, NULL } };
+    arg_group groups[] = { { "Options", inspect_rows, &o },
+                           { "Model", engine_model_rows, &eo },
+                           { NULL, NULL, NULL } };
     arg_texts operands = { 0 };
     arg_result parsed = args_parse(&inspect_command, groups, argc, argv, &operands);
     if (parsed != ARG_GO) return parsed == ARG_HELP ? EXIT_OK : EXIT_USAGE;

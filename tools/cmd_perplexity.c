@@ -23,9 +23,11 @@ typedef struct perplexity_options {
 } perplexity_options;
 
 static const arg_row perplexity_rows[] = {
-    { "--json", 'j', NULL, ARG_FLAG, offsetof(perplexity_options, json), NULL, 0, 0, NULL, "print a JSON object" },
+    { "--json", 'j', NULL, ARG_FLAG, offsetof(perplexity_options, json), NULL, 0, 0, NULL,
+      "print a JSON object" },
     { "--positions", 0, NULL, ARG_FLAG, offsetof(perplexity_options, positions), NULL, 0, 0, NULL,
-      "also a line per position: position, token, log-probability of the next token, the five most likely next "
+      "also a line per position: position, token, log-probability of the next token, the five most likely "
+      "next "
       "tokens as id:log-probability" },
     { 0 },
 };
@@ -34,8 +36,9 @@ static const arg_command perplexity_command = {
     .name = "perplexity",
     .synopsis = "[-m MODEL] [--json] [-c N] FILE | -",
     .summary = "measure how well a model predicts a text",
-    .details = "Prints the mean negative log-likelihood per token (natural logarithm) and its exponential. A text\n"
-               "longer than the context is scored in windows of -c tokens, each for itself.",
+    .details =
+        "Prints the mean negative log-likelihood per token (natural logarithm) and its exponential. A text\n"
+        "longer than the context is scored in windows of -c tokens, each for itself.",
     .examples = "  kvfold perplexity book.txt\n"
                 "  kvfold perplexity -m model.gguf -c 2048 --json book.txt\n"
                 "  kvfold perplexity --positions --precision f32 prose.txt",
@@ -110,7 +113,8 @@ static kvf_status score_all(run *r, kvf_error *err)
     r->scores = calloc((size_t)width, sizeof *r->scores);
     kvf_token *window = malloc((size_t)width * sizeof *window);
     kvf_status rc = KVF_OK;
-    if (!r->scores || !window) rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for %lld scores.", (long long)width);
+    if (!r->scores || !window)
+        rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for %lld scores.", (long long)width);
     progress_start(&e->bar, "Scoring", e->quiet || (r->o.positions && report_is_terminal(stdout)));
     for (int64_t at = 0; at < n && rc == KVF_OK;) {
         int64_t head = at && bos, take = n - at < width - head ? n - at : width - head;
@@ -134,9 +138,11 @@ static kvf_status print_result(const run *r, kvf_error *err)
 {
     double mean = r->nll / (double)r->n_scored;
     if (!r->o.json) {
-        if (r->o.positions) printf("# mean_nll %.6f over %" PRId64 "\n", mean, r->n_scored);
-        else printf("tokens      %" PRId64 "\nscored      %" PRId64 "\nmean_nll    %.6f\nperplexity  %.4f\n", r->text.n,
-                    r->n_scored, mean, exp(mean));
+        if (r->o.positions)
+            printf("# mean_nll %.6f over %" PRId64 "\n", mean, r->n_scored);
+        else
+            printf("tokens      %" PRId64 "\nscored      %" PRId64 "\nmean_nll    %.6f\nperplexity  %.4f\n",
+                   r->text.n, r->n_scored, mean, exp(mean));
         return KVF_OK;
     }
     kvf_stats stats = { .size = sizeof stats };
@@ -158,8 +164,8 @@ static kvf_status perplexity_run(run *r, const char *path, kvf_error *err)
     kvf_status rc = buffer_read_file(&text, path, err);
     if (rc == KVF_OK) rc = engine_open(&r->e, &r->eo, err);
     if (rc == KVF_OK)
-        rc = prompt_tokenize(&r->text, r->e.model, buffer_text(&text), text.n, KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL,
-                             err);
+        rc = prompt_tokenize(&r->text, r->e.model, buffer_text(&text), text.n,
+                             KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL, err);
     buffer_free(&text);
     if (rc == KVF_OK && r->text.n < 2)
         rc = report_fail(err, KVF_ERR_ARG, "The text has %lld tokens; at least 2 are needed to predict one.",

@@ -17,8 +17,10 @@ typedef struct tokenize_options {
     bool json, special, bos, count;
 } tokenize_options;
 
-#define FLAG(field, name, letter, help) \
-    { name, letter, NULL, ARG_FLAG, offsetof(tokenize_options, field), NULL, 0, 0, NULL, help }
+#define FLAG(field, name, letter, help)                                                                      \
+    {                                                                                                        \
+        name, letter, NULL, ARG_FLAG, offsetof(tokenize_options, field), NULL, 0, 0, NULL, help              \
+    }
 
 static const arg_row tokenize_rows[] = {
     FLAG(json, "--json", 'j', "print an array of token ids"),
@@ -32,8 +34,9 @@ static const arg_command tokenize_command = {
     .name = "tokenize",
     .synopsis = "[-m MODEL] [--json] [--special] [--bos] [FILE | -]",
     .summary = "show the tokens of a text",
-    .details = "Reads a file, or standard input when there is none or it is -. Prints a line per token: id, tab,\n"
-               "the token's text with \\n, \\t, \\\\ and \\xHH escapes.",
+    .details =
+        "Reads a file, or standard input when there is none or it is -. Prints a line per token: id, tab,\n"
+        "the token's text with \\n, \\t, \\\\ and \\xHH escapes.",
     .examples = "  echo -n \"Hello, world\" | kvfold tokenize\n"
                 "  kvfold tokenize -m model.gguf --json --special prompt.txt\n"
                 "  kvfold tokenize --count book.txt",
@@ -50,10 +53,14 @@ static void print_piece(const kvf_model *m, kvf_token token)
     for (size_t i = 0; p && i < n;) {
         uint32_t cp = 0;
         int len = utf8_decode(p + i, n - i, &cp);
-        if (p[i] == '\n') fputs("\\n", stdout);
-        else if (p[i] == '\t') fputs("\\t", stdout);
-        else if (p[i] == '\\') fputs("\\\\", stdout);
-        else if (len > 0 && cp >= 0x20 && (cp < 0x7f || cp > 0x9f)) fwrite(p + i, 1, (size_t)len, stdout);
+        if (p[i] == '\n')
+            fputs("\\n", stdout);
+        else if (p[i] == '\t')
+            fputs("\\t", stdout);
+        else if (p[i] == '\\')
+            fputs("\\\\", stdout);
+        else if (len > 0 && cp >= 0x20 && (cp < 0x7f || cp > 0x9f))
+            fwrite(p + i, 1, (size_t)len, stdout);
         else {
             printf("\\x%02x", (unsigned)(unsigned char)p[i]);
             len = 1;
@@ -103,7 +110,9 @@ int cmd_tokenize(int argc, char **argv)
 {
     tokenize_options o = { 0 };
     engine_options eo = { 0 };
-    arg_group groups[] = { { "Options", tokenize_rows, &o }, { "Model", engine_model_rows, &eo }, { NULL, NULL, NULL } };
+    arg_group groups[] = { { "Options", tokenize_rows, &o },
+                           { "Model", engine_model_rows, &eo },
+                           { NULL, NULL, NULL } };
     arg_texts operands = { 0 };
     arg_result parsed = args_parse(&tokenize_command, groups, argc, argv, &operands);
     if (parsed != ARG_GO) return parsed == ARG_HELP ? EXIT_OK : EXIT_USAGE;

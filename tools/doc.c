@@ -56,10 +56,15 @@ static const char *foreign_format(const doc_bytes *in, const char **cure)
         { "{\\rtf", 5, "an RTF file", "save it as PDF, HTML or text" },
         { "%!PS", 4, "a PostScript file", "convert it with ps2pdf" },
         { "GGUF", 4, "a model, not a document", "name it with -m" },
-        { "\xfd" "7zXZ", 5, "xz-compressed", "unpack it first, or: xz -dc FILE | kvfold ask -d - ..." },
+        { "\xfd"
+          "7zXZ",
+          5, "xz-compressed", "unpack it first, or: xz -dc FILE | kvfold ask -d - ..." },
         { "BZh", 3, "bzip2-compressed", "unpack it first, or: bzip2 -dc FILE | kvfold ask -d - ..." },
-        { "\x28\xb5\x2f\xfd", 4, "zstd-compressed", "unpack it first, or: zstd -dc FILE | kvfold ask -d - ..." },
-        { "\x7f" "ELF", 4, "a program", "give a text" },
+        { "\x28\xb5\x2f\xfd", 4, "zstd-compressed",
+          "unpack it first, or: zstd -dc FILE | kvfold ask -d - ..." },
+        { "\x7f"
+          "ELF",
+          4, "a program", "give a text" },
         { "\x89PNG", 4, "a picture", "run text recognition (OCR) on it first" },
         { "\xff\xd8\xff", 3, "a picture", "run text recognition (OCR) on it first" },
     };
@@ -116,8 +121,8 @@ static kvf_status read_plain(document *d, const doc_bytes *in, const char *name,
     const char *cure = "";
     const char *what = foreign_format(in, &cure);
     if (what)
-        return report_fail(err, KVF_ERR_UNSUPPORTED, "'%s' is %s, which is not read directly; %s.", in->name, what,
-                           cure);
+        return report_fail(err, KVF_ERR_UNSUPPORTED, "'%s' is %s, which is not read directly; %s.", in->name,
+                           what, cure);
     kvf_status rc = KVF_OK;
     switch (detect(in, name)) {
     case DOC_PDF:

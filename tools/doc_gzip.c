@@ -48,6 +48,7 @@ kvf_status doc_gunzip(buffer *out, const doc_bytes *in, kvf_error *err)
         return report_fail(err, KVF_ERR_FORMAT, "'%s' is cut off: its gzip data has no end; copy it again.",
                            in->name);
     if (rc != Z_STREAM_END)
-        return report_fail(err, KVF_ERR_FORMAT, "'%s' is damaged: its gzip data cannot be unpacked.", in->name);
+        return report_fail(err, KVF_ERR_FORMAT, "'%s' is damaged: its gzip data cannot be unpacked.",
+                           in->name);
     return KVF_OK;
 }

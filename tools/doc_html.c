@@ -30,7 +30,7 @@ typedef enum tag_kind {
     TAG_ORDERED, /* ol */
     TAG_LIST,    /* ul */
     TAG_TITLE,
-    TAG_SKIP     /* with all inside */
+    TAG_SKIP /* with all inside */
 } tag_kind;
 
 /* Lists nest this deep with right numbers and indents; deeper ones share the last level. */
@@ -39,15 +39,15 @@ typedef enum tag_kind {
 typedef struct page_text {
     buffer *out;
     buffer title;
-    int skip;       /* open elements being skipped; starts at the one that began it */
-    int pre;        /* open pre elements */
+    int skip; /* open elements being skipped; starts at the one that began it */
+    int pre;  /* open pre elements */
     int in_title;
-    int n_list;     /* open lists */
+    int n_list;            /* open lists */
     int item_no[MAX_LIST]; /* next number of an ordered list; 0: bullets */
-    int newlines;   /* line feeds wanted before the next text: 0, 1 or 2 */
-    bool space;     /* a space is wanted before the next text on this line */
-    bool pre_begins; /* the line feed that follows <pre> is not part of it */
-    bool marked;    /* a list mark was just written: its text goes on the same line */
+    int newlines;          /* line feeds wanted before the next text: 0, 1 or 2 */
+    bool space;            /* a space is wanted before the next text on this line */
+    bool pre_begins;       /* the line feed that follows <pre> is not part of it */
+    bool marked;           /* a list mark was just written: its text goes on the same line */
 } page_text;
 
 static tag_kind kind_of(const char *name)
@@ -89,8 +89,10 @@ static void want_break(page_text *t, int newlines)
 /* Write the break or space that is due. */
 static void settle(page_text *t)
 {
-    if (t->out->n && t->newlines) buffer_add(t->out, "\n\n", (size_t)t->newlines);
-    else if (t->out->n && t->space) buffer_add_char(t->out, ' ');
+    if (t->out->n && t->newlines)
+        buffer_add(t->out, "\n\n", (size_t)t->newlines);
+    else if (t->out->n && t->space)
+        buffer_add_char(t->out, ' ');
     t->newlines = 0;
     t->space = false;
     t->marked = false;
@@ -120,8 +122,10 @@ static void open_item(page_text *t)
     int level = t->n_list < MAX_LIST ? t->n_list : MAX_LIST;
     for (int i = 1; i < level; i++) buffer_add_text(t->out, "  ");
     int *no = level ? &t->item_no[level - 1] : NULL;
-    if (no && *no) buffer_printf(t->out, "%d. ", (*no)++);
-    else buffer_add_text(t->out, "- ");
+    if (no && *no)
+        buffer_printf(t->out, "%d. ", (*no)++);
+    else
+        buffer_add_text(t->out, "- ");
     t->marked = true;
 }
 
@@ -324,7 +328,8 @@ kvf_status doc_read_html(document *d, const doc_bytes *bytes, kvf_error *err)
     const char *encoding = choose_encoding(&in, &converted);
     kvf_status rc = buffer_status(&converted, in.name, err);
     if (rc == KVF_OK && in.n > INT_MAX / 2)
-        rc = report_fail(err, KVF_ERR_LIMIT, "'%s' is larger than an HTML page can be here (1 GiB).", in.name);
+        rc =
+            report_fail(err, KVF_ERR_LIMIT, "'%s' is larger than an HTML page can be here (1 GiB).", in.name);
     buffer raw = { .max = d->text.max };
     page_text t = { .out = &raw };
     if (rc == KVF_OK && in.n && !parse(&t, &in, encoding))
@@ -332,7 +337,8 @@ kvf_status doc_read_html(document *d, const doc_bytes *bytes, kvf_error *err)
     if (rc == KVF_OK) rc = buffer_status(&raw, in.name, err);
     if (rc == KVF_OK) {
         size_t n_bad = utf8_add_clean(&d->text, buffer_text(&raw), raw.n, UTF8_NO_CONTROLS);
-        if (n_bad) snprintf(d->note, sizeof d->note, "%zu bytes that are not UTF-8 were replaced by U+FFFD", n_bad);
+        if (n_bad)
+            snprintf(d->note, sizeof d->note, "%zu bytes that are not UTF-8 were replaced by U+FFFD", n_bad);
         take_title(d, &t);
     }
     buffer_free(&t.title);

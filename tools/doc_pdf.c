@@ -114,10 +114,13 @@ kvf_status doc_read_pdf(document *d, const doc_bytes *in, kvf_error *err)
     kvf_status rc = KVF_OK;
     if (why && g_error_matches(why, POPPLER_ERROR, POPPLER_ERROR_ENCRYPTED))
         rc = report_fail(err, KVF_ERR_UNSUPPORTED,
-                         "'%s' is protected by a password; save a copy without one (qpdf --decrypt).", in->name);
+                         "'%s' is protected by a password; save a copy without one (qpdf --decrypt).",
+                         in->name);
     else if (!pdf)
-        rc = report_fail(err, KVF_ERR_FORMAT, "'%s' is a damaged PDF file (%s); copy it again, or repair it "
-                         "with qpdf.", in->name, why ? why->message : "unreadable");
+        rc = report_fail(err, KVF_ERR_FORMAT,
+                         "'%s' is a damaged PDF file (%s); copy it again, or repair it "
+                         "with qpdf.",
+                         in->name, why ? why->message : "unreadable");
     if (why) g_error_free(why);
     if (rc == KVF_OK && n_text && n_text < d->n_pages)
         snprintf(d->note, sizeof d->note, "%lld of %lld pages hold no text (pictures?)",

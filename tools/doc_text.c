@@ -57,8 +57,8 @@ kvf_status doc_read_text(document *d, const doc_bytes *in, kvf_error *err)
     const char *p = in->v;
     size_t n = in->n, from = d->text.n;
     if (n >= 4 && (memcmp(p, "\xff\xfe\0\0", 4) == 0 || memcmp(p, "\0\0\xfe\xff", 4) == 0))
-        return report_fail(err, KVF_ERR_UNSUPPORTED, "'%s' is UTF-32 text; convert it: iconv -f UTF-32 -t UTF-8.",
-                           in->name);
+        return report_fail(err, KVF_ERR_UNSUPPORTED,
+                           "'%s' is UTF-32 text; convert it: iconv -f UTF-32 -t UTF-8.", in->name);
     if (n >= 2 && (memcmp(p, "\xff\xfe", 2) == 0 || memcmp(p, "\xfe\xff", 2) == 0)) {
         utf8_add_utf16(&d->text, p + 2, n - 2, p[0] == (char)0xfe);
         snprintf(d->note, sizeof d->note, "read as UTF-16");
@@ -68,9 +68,10 @@ kvf_status doc_read_text(document *d, const doc_bytes *in, kvf_error *err)
             n -= 3;
         }
         if (is_binary(p, n))
-            return report_fail(err, KVF_ERR_FORMAT,
-                               "'%s' is a binary file, not a document; kvfold reads text, Markdown, HTML and PDF.",
-                               in->name);
+            return report_fail(
+                err, KVF_ERR_FORMAT,
+                "'%s' is a binary file, not a document; kvfold reads text, Markdown, HTML and PDF.",
+                in->name);
         size_t n_multi, n_bad;
         utf8_survey(p, n, &n_multi, &n_bad);
         if (n_bad > n_multi) {
@@ -79,7 +80,8 @@ kvf_status doc_read_text(document *d, const doc_bytes *in, kvf_error *err)
         } else {
             utf8_add_clean(&d->text, p, n, UTF8_KEEP);
             if (n_bad)
-                snprintf(d->note, sizeof d->note, "%zu bytes that are not UTF-8 were replaced by U+FFFD", n_bad);
+                snprintf(d->note, sizeof d->note, "%zu bytes that are not UTF-8 were replaced by U+FFFD",
+                         n_bad);
         }
     }
     if (d->text.v) tidy(&d->text, from);

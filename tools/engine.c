@@ -12,10 +12,14 @@
 #include "models.h"
 #include "report.h"
 
-#define ROW(T, field, name, letter, value, type, def, min, max, help) \
-    { name, letter, value, type, offsetof(T, field), def, min, max, NULL, help }
-#define CHOICE(T, field, name, letter, value, def, choices, help) \
-    { name, letter, value, ARG_CHOICE, offsetof(T, field), def, 0, 0, choices, help }
+#define ROW(T, field, name, letter, value, type, def, min, max, help)                                        \
+    {                                                                                                        \
+        name, letter, value, type, offsetof(T, field), def, min, max, NULL, help                             \
+    }
+#define CHOICE(T, field, name, letter, value, def, choices, help)                                            \
+    {                                                                                                        \
+        name, letter, value, ARG_CHOICE, offsetof(T, field), def, 0, 0, choices, help                        \
+    }
 
 const arg_row engine_model_rows[] = {
     ROW(engine_options, model, "--model", 'm', "MODEL", ARG_TEXT, MODELS_DEFAULT, 0, 0,
@@ -26,8 +30,10 @@ const arg_row engine_model_rows[] = {
            "highest instruction set to use: auto, ref, avx2, avx512, amx (default: $KVFOLD_CPU, or auto)"),
     CHOICE(engine_options, precision, "--precision", 0, "KIND", "auto", "auto|f32",
            "auto: the fastest arithmetic within the documented error; f32: single precision, slow"),
-    ROW(engine_options, yes, "--yes", 'y', NULL, ARG_FLAG, NULL, 0, 0, "fetch a missing known model without asking"),
-    ROW(engine_options, quiet, "--quiet", 0, NULL, ARG_FLAG, NULL, 0, 0, "no progress bar, no notes, no summary"),
+    ROW(engine_options, yes, "--yes", 'y', NULL, ARG_FLAG, NULL, 0, 0,
+        "fetch a missing known model without asking"),
+    ROW(engine_options, quiet, "--quiet", 0, NULL, ARG_FLAG, NULL, 0, 0,
+        "no progress bar, no notes, no summary"),
     ROW(engine_options, verbose, "--verbose", 'v', NULL, ARG_FLAG, NULL, 0, 0, "say more on standard error"),
     { 0 },
 };
@@ -45,14 +51,22 @@ const arg_row engine_session_rows[] = {
 };
 
 const arg_row engine_sampling_rows[] = {
-    ROW(sampling_options, max_tokens, "--max-tokens", 'n', "N", ARG_INT, "256", 1, 1 << 30, "longest answer, in tokens"),
-    ROW(sampling_options, temp, "--temp", 0, "X", ARG_REAL, "0", 0, 100, "0: always the most likely token; higher: more varied"),
-    ROW(sampling_options, top_k, "--top-k", 0, "N", ARG_INT, "40", 0, 1 << 30, "choose among the N most likely; 0: all"),
-    ROW(sampling_options, top_p, "--top-p", 0, "X", ARG_REAL, "0.95", 0, 1, "choose among the smallest set with this probability"),
-    ROW(sampling_options, min_p, "--min-p", 0, "X", ARG_REAL, "0.05", 0, 1, "drop tokens this much less likely than the best"),
-    ROW(sampling_options, repeat_penalty, "--repeat-penalty", 0, "X", ARG_REAL, "1", 0.01, 100, "above 1: avoid recent tokens"),
-    ROW(sampling_options, repeat_last_n, "--repeat-last-n", 0, "N", ARG_INT, "64", -1, 1 << 30, "how many tokens are recent; -1: all"),
-    ROW(sampling_options, seed, "--seed", 0, "N", ARG_INT, "0", 0, 9007199254740992.0, "same seed, same text"),
+    ROW(sampling_options, max_tokens, "--max-tokens", 'n', "N", ARG_INT, "256", 1, 1 << 30,
+        "longest answer, in tokens"),
+    ROW(sampling_options, temp, "--temp", 0, "X", ARG_REAL, "0", 0, 100,
+        "0: always the most likely token; higher: more varied"),
+    ROW(sampling_options, top_k, "--top-k", 0, "N", ARG_INT, "40", 0, 1 << 30,
+        "choose among the N most likely; 0: all"),
+    ROW(sampling_options, top_p, "--top-p", 0, "X", ARG_REAL, "0.95", 0, 1,
+        "choose among the smallest set with this probability"),
+    ROW(sampling_options, min_p, "--min-p", 0, "X", ARG_REAL, "0.05", 0, 1,
+        "drop tokens this much less likely than the best"),
+    ROW(sampling_options, repeat_penalty, "--repeat-penalty", 0, "X", ARG_REAL, "1", 0.01, 100,
+        "above 1: avoid recent tokens"),
+    ROW(sampling_options, repeat_last_n, "--repeat-last-n", 0, "N", ARG_INT, "64", -1, 1 << 30,
+        "how many tokens are recent; -1: all"),
+    ROW(sampling_options, seed, "--seed", 0, "N", ARG_INT, "0", 0, 9007199254740992.0,
+        "same seed, same text"),
     { 0 },
 };
 
@@ -116,9 +130,10 @@ kvf_status engine_open_session(engine *e, const engine_options *o, const samplin
     }
     e->n_ctx = o->ctx ? o->ctx : e->info.n_ctx_train;
     if (e->n_ctx > e->info.n_ctx_train && e->info.n_ctx_train > 0 && !o->quiet)
-        report_note("--ctx %lld is more than the %lld tokens this model was trained for; answers get worse past "
-                    "them.",
-                    (long long)e->n_ctx, (long long)e->info.n_ctx_train);
+        report_note(
+            "--ctx %lld is more than the %lld tokens this model was trained for; answers get worse past "
+            "them.",
+            (long long)e->n_ctx, (long long)e->info.n_ctx_train);
     kvf_status rc = kvf_session_open(&e->session, e->model, &p, err);
     if (rc == KVF_OK) interrupt_attach(e->session);
     return rc;

@@ -12,8 +12,9 @@
 static void add(cJSON *object, const char *name, cJSON *item)
 {
     if (!item) return;
-    cJSON_bool ok = !object ? 0 : name ? cJSON_AddItemToObject(object, name, item)
-                                       : cJSON_AddItemToArray(object, item);
+    cJSON_bool ok = !object ? 0
+                    : name  ? cJSON_AddItemToObject(object, name, item)
+                            : cJSON_AddItemToArray(object, item);
     if (!ok) cJSON_Delete(item);
 }
 

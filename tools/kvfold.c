@@ -67,8 +67,10 @@ static int unknown(const char *word)
     for (size_t i = 0; i < N_SUBCOMMANDS; i++) names[i] = subcommands[i].name;
     const char *close = args_closest(word, names, N_SUBCOMMANDS);
     const char *kind = word[0] == '-' ? "option" : "command";
-    if (close) report_error("Unknown %s '%.60s'; did you mean %s?", kind, word, close);
-    else report_error("Unknown %s '%.60s'; see kvfold --help.", kind, word);
+    if (close)
+        report_error("Unknown %s '%.60s'; did you mean %s?", kind, word, close);
+    else
+        report_error("Unknown %s '%.60s'; see kvfold --help.", kind, word);
     return EXIT_USAGE;
 }
 

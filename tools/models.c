@@ -79,17 +79,20 @@ static bool look_up(char *out, size_t cap, const char *file)
 /* The fetch script: beside the program, in the source tree it was built in, or installed. */
 static bool find_script(char *out, size_t cap)
 {
-    char exe[PATH_CAP];
+    char exe[PATH_CAP], plain[PATH_CAP];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
     if (n <= 0) return false;
     exe[n] = '\0';
     char *slash = strrchr(exe, '/');
     if (slash) *slash = '\0';
     static const char *const places[] = { "/fetch_model.py", "/../scripts/fetch_model.py",
-                                          "/../../scripts/fetch_model.py", "/../share/kvfold/fetch_model.py" };
+                                          "/../../scripts/fetch_model.py",
+                                          "/../share/kvfold/fetch_model.py" };
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         int len = snprintf(out, cap, "%s%s", exe, places[i]);
-        if (len > 0 && (size_t)len < cap && is_file(out)) return true;
+        if (len <= 0 || (size_t)len >= cap || !is_file(out)) continue;
+        if (realpath(out, plain)) snprintf(out, cap, "%s", plain);
+        return true;
     }
 #ifdef KVFOLD_FETCH_SCRIPT
     snprintf(out, cap, "%s", KVFOLD_FETCH_SCRIPT);
@@ -126,7 +129,8 @@ static kvf_status run_script(const char *script, const known_model *m, const cha
         if (errno != EINTR) return report_fail(err, KVF_ERR_IO, "Lost %s: %s.", script, strerror(errno));
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return KVF_OK;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
-        return report_fail(err, KVF_ERR_IO, "python3 is needed to fetch models; install it (package python3).");
+        return report_fail(err, KVF_ERR_IO,
+                           "python3 is needed to fetch models; install it (package python3).");
     return report_fail(err, KVF_ERR_IO, "Fetching %s failed; run it again to resume: %s %s --dir %s", m->name,
                        script, m->name, dir);
 }
@@ -137,15 +141,18 @@ static kvf_status fetch(char *out, size_t cap, const known_model *m, bool yes, k
     char dir[PATH_CAP], script[PATH_CAP], size[32];
     for (int i = 0; folder_at(dir, sizeof dir, i) && !dir[0]; i++) continue;
     if (!dir[0])
-        return report_fail(err, KVF_ERR_NOT_FOUND, "The model %s is not here and HOME is not set: set "
-                           "KVFOLD_MODELS to the folder of your models.", m->name);
+        return report_fail(err, KVF_ERR_NOT_FOUND,
+                           "The model %s is not here and HOME is not set: set "
+                           "KVFOLD_MODELS to the folder of your models.",
+                           m->name);
     bool have = find_script(script, sizeof script);
     if (!have || (!yes && !ask_consent(m, dir)))
-        return report_fail(err, KVF_ERR_NOT_FOUND,
-                           "The model %s (%s) is not in %s. Fetch it with: %s %s  (or add --yes), or give the path "
-                           "of a GGUF file with -m.",
-                           m->name, report_bytes(size, (double)m->bytes), dir,
-                           have ? script : "scripts/fetch_model.py", m->name);
+        return report_fail(
+            err, KVF_ERR_NOT_FOUND,
+            "The model %s (%s) is not in %s. Fetch it with: %s %s  (or add --yes), or give the path "
+            "of a GGUF file with -m.",
+            m->name, report_bytes(size, (double)m->bytes), dir, have ? script : "scripts/fetch_model.py",
+            m->name);
     kvf_status rc = run_script(script, m, dir, err);
     if (rc != KVF_OK) return rc;
     if (look_up(out, cap, m->file)) return KVF_OK;
@@ -170,10 +177,13 @@ kvf_status models_path(char *out, size_t cap, const char *name, bool yes, kvf_er
     bool path_like = strchr(name, '/') != NULL;
     if (path_like || (!m && is_file(name))) {
         int n = snprintf(out, cap, "%s", name);
-        if (n < 0 || (size_t)n >= cap) return report_fail(err, KVF_ERR_ARG, "The path of the model is too long.");
+        if (n < 0 || (size_t)n >= cap)
+            return report_fail(err, KVF_ERR_ARG, "The path of the model is too long.");
         struct stat st;
-        if (stat(out, &st) != 0) return report_fail(err, KVF_ERR_IO, "Cannot open the model '%s': %s.", out, strerror(errno));
-        if (S_ISDIR(st.st_mode)) return report_fail(err, KVF_ERR_ARG, "'%s' is a directory; name the .gguf file in it.", out);
+        if (stat(out, &st) != 0)
+            return report_fail(err, KVF_ERR_IO, "Cannot open the model '%s': %s.", out, strerror(errno));
+        if (S_ISDIR(st.st_mode))
+            return report_fail(err, KVF_ERR_ARG, "'%s' is a directory; name the .gguf file in it.", out);
         return KVF_OK;
     }
     if (m) {
@@ -184,9 +194,10 @@ kvf_status models_path(char *out, size_t cap, const char *name, bool yes, kvf_er
     const char *names[N_KNOWN];
     for (size_t i = 0; i < N_KNOWN; i++) names[i] = known[i].name;
     const char *close = args_closest(name, names, N_KNOWN);
-    return report_fail(err, KVF_ERR_NOT_FOUND,
-                       "There is no file '%s' and no model of that name%s%s%s Known: %s, %s, %s; or give the path "
-                       "of a GGUF file.",
-                       name, close ? "; did you mean " : ".", close ? close : "", close ? "?" : "", known[0].name,
-                       known[1].name, known[2].name);
+    return report_fail(
+        err, KVF_ERR_NOT_FOUND,
+        "There is no file '%s' and no model of that name%s%s%s Known: %s, %s, %s; or give the path "
+        "of a GGUF file.",
+        name, close ? "; did you mean " : ".", close ? close : "", close ? "?" : "", known[0].name,
+        known[1].name, known[2].name);
 }

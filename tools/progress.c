@@ -11,6 +11,9 @@
 
 #include "report.h"
 
+/* Fewer tokens than this are read before a line could be. */
+#define MIN_TOKENS 64
+
 double clock_s(void)
 {
     struct timespec t;
@@ -48,13 +51,14 @@ void progress_format(char *out, int cap, const progress *p, int64_t done, int64_
         return;
     }
     int full = total > 0 ? (int)((double)bar * (double)done / (double)total) : 0;
-    snprintf(out, (size_t)cap, "%s [%.*s%*s]%s", p->label, full, "########################################", bar - full,
-             "", text);
+    snprintf(out, (size_t)cap, "%s [%.*s%*s]%s", p->label, full, "########################################",
+             bar - full, "", text);
 }
 
 void progress_update(progress *p, int64_t done, int64_t total)
 {
     double now = clock_s();
+    if (total < MIN_TOKENS) return;
     if (!p->on || (p->drawn && now - p->last_s < 0.1 && done < total)) return;
     p->last_s = now;
     char line[256];

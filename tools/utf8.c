@@ -137,7 +137,7 @@ void utf8_survey(const char *p, size_t n, size_t *n_multi, size_t *n_bad)
 
 void utf8_stream_push(utf8_stream *s, buffer *out, const char *p, size_t n)
 {
-    while (s->n_held && n) {
+    while (s->n_held && s->n_held < sizeof s->held && n) {
         s->held[s->n_held++] = *p++;
         n--;
         int len = utf8_decode(s->held, s->n_held, NULL);

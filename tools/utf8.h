@@ -40,7 +40,7 @@ void utf8_survey(const char *p, size_t n, size_t *n_multi, size_t *n_bad);
 typedef struct utf8_stream {
     char held[4]; /* start of a character not yet complete */
     size_t n_held;
-    int flags;    /* utf8_flags */
+    int flags; /* utf8_flags */
 } utf8_stream;
 
 /* Append what is complete; the rest waits. */

@@ -72,7 +72,8 @@ def run(command, what):
         err.seek(0)
         text, errors = out.read().decode(), err.read().decode(errors="replace")
     if child.returncode:
-        raise Crash("%s ended with %d: %s" % (what, child.returncode, errors.strip()[-400:]))
+        how = "signal %d" % -child.returncode if child.returncode < 0 else "status %d" % child.returncode
+        raise Crash("%s ended with %s: %s" % (what, how, errors.strip()[-400:]))
     return text, seconds, usage.ru_maxrss * 1024
 
 
@@ -126,8 +127,7 @@ class Llama:
             try:
                 results[setting] = measure(setting)
             except Crash as crash:
-                note = "llama.cpp with flash attention %s, repacking %s: %s" % (
-                    "on" if setting[0] else "off", "on" if setting[1] else "off", str(crash).split("\n")[0][:120])
+                note = "left out: " + str(crash).split("\n")[0][:160].rstrip(": ")
                 say("  " + note)
                 self.notes.append(note)
                 self.settings.remove(setting)
@@ -251,7 +251,10 @@ def write_results(rows, folder, quick):
         if new:
             writer.writeheader()
         writer.writerows(rows)
-    return path
+    # The table shows the last row of every case of the day, so that cases may be run one by one.
+    with open(path, newline="") as file:
+        last = {(r["model"], r["case"]): r for r in csv.DictReader(file)}
+    return path, list(last.values())
 
 
 def table(rows, notes, quick):
@@ -264,9 +267,10 @@ def table(rows, notes, quick):
         goal = GOALS.get(r["case"])
         goal = "" if goal is None else "%s %.1f" % ("<=" if small else ">=", goal)
         lines.append("| %s | %s | %s | %s | %s | %s |" % (
-            r["model"], r["case"], show(r["case"], r["kvfold_median"]), show(r["case"], r["llama_median"]),
-            "(too few pairs)" if quick else "%.2f" % r["ratio"], goal))
-    lines += ["", "Medians of %d pairs, run in turn; the CSV file beside has every value." % rows[0]["pairs"],
+            r["model"], r["case"], show(r["case"], float(r["kvfold_median"])),
+            show(r["case"], float(r["llama_median"])),
+            "(too few pairs)" if quick else "%.2f" % float(r["ratio"]), goal))
+    lines += ["", "Medians over pairs run in turn (%s); the CSV file beside has every value." % rows[0]["pairs"],
               "Ratios are kvfold / llama.cpp."]
     lines += ["", "Notes:", ""] + ["- " + n for n in notes] if notes else []
     return "\n".join(lines) + "\n"
@@ -310,7 +314,7 @@ def main():
             if args.quick:
                 row["ratio"] = ""
             rows.append(row)
-    path = write_results(rows, args.out, args.quick)
+    path, rows = write_results(rows, args.out, args.quick)
     text = table(rows, llama.notes, args.quick)
     with open(path[:-4] + ".md", "w") as file:
         file.write(text)

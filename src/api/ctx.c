@@ -19,7 +19,7 @@ const char *kvf_version_string(void)
 
 kvf_status kvf_check_size(size_t size, size_t ours, const char *what, kvf_error *err)
 {
-    if (size == ours) return KVF_OK;
+    if (size > sizeof(size_t) && size <= ours) return KVF_OK;
     return kvf_fail(err, KVF_ERR_ARG,
                     "%s.size is %zu, this library's is %zu; call the _init function, or link the library the header belongs to",
                     what, size, ours);
@@ -49,7 +49,7 @@ kvf_status kvf_ctx_open(kvf_ctx **out, const kvf_ctx_params *params, kvf_error *
     kvf_ctx_params_init(&p);
     if (params) {
         KVF_TRY(kvf_check_size(params->size, sizeof p, "kvf_ctx_params", err));
-        p = *params;
+        memcpy(&p, params, params->size);
     }
     if (p.n_threads < 0 || p.n_threads > 1024)
         return kvf_fail(err, KVF_ERR_ARG, "n_threads is %d; use 1 to 1024, or 0 for one per core", p.n_threads);

@@ -15,7 +15,8 @@ struct kvf_ctx {
     kvf_cpu_level level;
 };
 
-/* A size field the caller set; larger than ours means a newer header: ARG. */
+/* A size field the caller set. Smaller than ours: an older header, whose fields come first in ours.
+ * Larger: a newer header than this library, ARG. Then copy `size` bytes, not sizeof. */
 kvf_status kvf_check_size(size_t size, size_t ours, const char *what, kvf_error *err);
 
 #endif

@@ -1,9 +1,10 @@
 /* model.c - model functions of kvfold.h.
  *
  * SPDX-License-Identifier: Apache-2.0 */
-#include "model/model.h"
+#include <string.h>
 
 #include "api/ctx.h"
+#include "model/model.h"
 
 kvf_status kvf_model_open(kvf_model **out, kvf_ctx *ctx, const char *path, kvf_error *err)
 {
@@ -20,8 +21,8 @@ kvf_status kvf_model_get_info(const kvf_model *m, kvf_model_info *info, kvf_erro
     if (!m || !info) return kvf_fail(err, KVF_ERR_ARG, "%s is NULL", m ? "info" : "model");
     KVF_TRY(kvf_check_size(info->size, sizeof *info, "kvf_model_info", err));
     const kvf_hparams *hp = &m->hp;
-    *info = (kvf_model_info){
-        .size = sizeof *info, .arch = hp->arch_name, .name = m->name,
+    kvf_model_info all = {
+        .size = info->size, .arch = hp->arch_name, .name = m->name,
         .quantization = kvf_dtype_get((uint32_t)m->main_type)->name, .tokenizer = kvf_tokenizer_kind(m->tokenizer),
         .chat_template = m->chat ? kvf_chat_name(m->chat) : "", .n_params = m->n_params,
         .file_bytes = (int64_t)kvf_gguf_file_bytes(m->gguf), .n_ctx_train = hp->n_ctx_train, .n_vocab = hp->n_vocab,
@@ -31,6 +32,7 @@ kvf_status kvf_model_get_info(const kvf_model *m, kvf_model_info *info, kvf_erro
         .eos = kvf_tokenizer_eos(m->tokenizer), .add_bos = kvf_tokenizer_add_bos(m->tokenizer),
         .fingerprint = { m->fingerprint[0], m->fingerprint[1] },
     };
+    memcpy(info, &all, info->size);
     return KVF_OK;
 }
 

@@ -23,7 +23,7 @@ kvf_status kvf_session_open(kvf_session **out, kvf_model *m, const kvf_session_p
     kvf_session_params_init(&p);
     if (params) {
         KVF_TRY(kvf_check_size(params->size, sizeof p, "kvf_session_params", err));
-        p = *params;
+        memcpy(&p, params, params->size);
     }
     if (p.n_ctx < 0 || p.n_ctx > INT32_MAX)
         return kvf_fail(err, KVF_ERR_ARG, "n_ctx is %lld; use 1 to %d, or 0 for the model's", (long long)p.n_ctx, INT32_MAX);
@@ -109,15 +109,16 @@ kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *
     KVF_TRY(kvf_check_size(stats->size, sizeof *stats, "kvf_stats", err));
     kvf_backend *b = s->m->backend;
     int64_t blocks = kvf_pool_used(s->pool);
-    *stats = (kvf_stats){ .size = sizeof *stats, .n_prompt_tokens = s->n_prompt, .n_reused_tokens = s->n_reused,
+    kvf_stats all = { .size = stats->size, .n_prompt_tokens = s->n_prompt, .n_reused_tokens = s->n_reused,
                           .n_computed_tokens = s->n_computed, .n_generated_tokens = s->n_generated,
                           .prefill_ms = s->prefill_ms, .decode_ms = s->decode_ms, .kv_blocks = blocks,
                           .kv_bytes = (size_t)blocks * kvf_pool_slot_bytes(s->pool),
                           .work_bytes = kvf_forward_bytes(s->forward) };
-    snprintf(stats->backend, sizeof stats->backend, "%s", b->ops->name);
-    b->ops->describe(b, stats->cpu, sizeof stats->cpu);
-    b->ops->kernels(b, stats->kernels, sizeof stats->kernels);
-    kvf_policy_print(s->policy, stats->policy, sizeof stats->policy);
+    snprintf(all.backend, sizeof all.backend, "%s", b->ops->name);
+    b->ops->describe(b, all.cpu, sizeof all.cpu);
+    b->ops->kernels(b, all.kernels, sizeof all.kernels);
+    kvf_policy_print(s->policy, all.policy, sizeof all.policy);
+    memcpy(stats, &all, stats->size);
     return KVF_OK;
 }
 

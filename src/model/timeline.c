@@ -103,7 +103,6 @@ static kvf_status run_chunk(kvf_session *s, const kvf_chunk *c, float *logits, k
     kvf_status rc = kvf_forward_run(s->forward, s->kv, s->policy, c, err);
     if (rc >= 0 && logits) rc = kvf_forward_logits(s->forward, 0, 1, logits, err);
     pthread_mutex_unlock(&s->m->backend->run);
-    if (rc >= 0) s->n_computed += c->n_tok;
     return rc;
 }
 
@@ -160,8 +159,10 @@ kvf_status kvf_timeline_logits(kvf_session *s, kvf_error *err)
 static kvf_status prefill(kvf_session *s, kvf_error *err)
 {
     double start = now_ms();
+    int64_t before = kvf_kv_len(s->kv);
     kvf_status rc = compute(s, true, err);
     s->prefill_ms += now_ms() - start;
+    s->n_computed += kvf_kv_len(s->kv) - before;
     if (rc < 0) settle(s);
     return rc;
 }
@@ -313,6 +314,7 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
     double start = now_ms();
     kvf_status rc = score_all(s, first, scores, err);
     s->prefill_ms += now_ms() - start;
+    s->n_computed += kvf_kv_len(s->kv) - first;
     if (rc < 0) settle(s);
     return rc;
 }

@@ -24,7 +24,8 @@ import time
 import unittest
 
 PROGRAM, TINY = "", ""
-CHAT = "qwen2.gguf"   # has no template of its own: frames are plain unless --template says otherwise
+# It has no chat template: frames are plain unless --template says otherwise.
+CHAT = "qwen2.gguf"
 TIMEOUT = 120
 
 
@@ -132,7 +133,8 @@ class Ask(Cli):
         self.assertIsInstance(r["answer"], str)
         self.assertEqual(r["citations"], [])
         s = r["stats"]
-        for key in ("n_prompt_tokens", "n_computed_tokens", "ttft_ms", "prefill_tps", "decode_tps", "peak_rss_bytes"):
+        for key in ("n_prompt_tokens", "n_computed_tokens", "ttft_ms", "prefill_tps", "decode_tps",
+                    "peak_rss_bytes"):
             self.assertIsInstance(s[key], (int, float), key)
         self.assertEqual(s["backend"], "cpu")
         self.assertEqual(s["policy"], "full")
@@ -149,7 +151,8 @@ class Ask(Cli):
         self.assertEqual(self.ask("-d", self.doc, "Who?", "--no-stream").stdout, r.stdout)
 
     def test_greedy_and_seeded_answers_repeat(self):
-        sampled = ["--temp", "1", "--seed", "7", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-d", self.doc, "Who?"]
+        sampled = ["--temp", "1", "--seed", "7", "--top-k", "0", "--top-p", "1", "--min-p", "0",
+                   "-d", self.doc, "Who?"]
         for args in (["-d", self.doc, "Who?"], sampled):
             self.assertEqual(self.ask(*args).stdout, self.ask(*args).stdout)
         other = [a if a != "7" else "8" for a in sampled]
@@ -169,13 +172,15 @@ class Ask(Cli):
         args = ["-d", self.doc, "--json", "--questions"]
         self.assertEqual(len(self.ask(*args, path).stdout.splitlines()), 2)
         self.assertEqual(len(self.ask(*args, "-", stdin=b"A?\nB?\nC?").stdout.splitlines()), 3)
-        self.assertEqual(len(self.ask("-d", self.doc, "--json", "-", stdin=b"Who?\n").stdout.splitlines()), 1)
+        args = ["-d", self.doc, "--json", "-"]
+        self.assertEqual(len(self.ask(*args, stdin=b"Who?\n").stdout.splitlines()), 1)
 
     def test_all_kinds_of_documents_are_read(self):
         html = self.write("a.html", b"<html><title>T</title><p>One <b>two</b></html>")
         packed = self.write("b.md.gz", gzip.compress(b"# Title\n\ntext\n"))
         pdf = os.path.join(os.path.dirname(TINY), "docs", "two-pages.pdf")
-        r = json.loads(self.ask("-d", html, "-d", packed, "-d", pdf, "-d", "-", "--json", "What?", stdin=b"in").stdout)
+        args = ["-d", html, "-d", packed, "-d", pdf, "-d", "-", "--json", "What?"]
+        r = json.loads(self.ask(*args, stdin=b"in").stdout)
         self.assertEqual([d["kind"] for d in r["documents"]], ["html", "markdown", "pdf", "text"])
         self.assertEqual(r["documents"][2]["pages"], 3)
 
@@ -189,7 +194,8 @@ class Ask(Cli):
 
     def test_a_raw_prompt_is_taken_as_it_is(self):
         raw = json.loads(self.ask("--raw", "--json", stdin=b"one two three").stdout)
-        ids = json.loads(self.ok("tokenize", "-m", model(), "--json", "--special", "--bos", stdin=b"one two three").stdout)
+        ids = json.loads(self.ok("tokenize", "-m", model(), "--json", "--special", "--bos",
+                                 stdin=b"one two three").stdout)
         self.assertEqual(raw["stats"]["n_prompt_tokens"], len(ids))
         same = json.loads(self.ask("--raw", "--json", "one two three").stdout)
         self.assertEqual(same["answer"], raw["answer"])
@@ -269,21 +275,23 @@ class BadModels(Cli):
 
 class Chat(Cli):
     def test_a_piped_conversation_is_answered_line_by_line(self):
-        r = self.ok("chat", "-m", model(), "-n", "6", "--json", stdin=b"hello\n\nagain\n/stats\n/exit\nnot read\n")
+        r = self.ok("chat", "-m", model(), "-n", "6", "--json",
+                    stdin=b"hello\n\nagain\n/stats\n/exit\nnot read\n")
         first, second = (json.loads(line) for line in r.stdout.splitlines())
         self.assertGreater(second["stats"]["n_prompt_tokens"], first["stats"]["n_prompt_tokens"])
         self.assertGreater(second["stats"]["n_reused_tokens"], 0)
         self.assertIn(b"wrote", r.stderr)
 
     def test_reset_forgets_and_the_documents_stay(self):
-        r = self.ok("chat", "-m", model(), "-d", self.doc, "-n", "6", "--json", stdin=b"who\n/reset\nwho\n/hlep\n")
+        r = self.ok("chat", "-m", model(), "-d", self.doc, "-n", "6", "--json",
+                    stdin=b"who\n/reset\nwho\n/hlep\n")
         first, second = (json.loads(line) for line in r.stdout.splitlines())
         self.assertEqual(first["answer"], second["answer"])
         self.assertEqual(first["stats"]["n_prompt_tokens"], second["stats"]["n_prompt_tokens"])
         self.assertIn(b"did you mean /help", r.stderr)
 
     def test_a_full_context_is_said(self):
-        r = run("chat", "-m", model(), "-n", "40", "-c", "96", "-q", stdin=b"tell me more\n" * 30)
+        r = run("chat", "-m", model(), "-n", "40", "-c", "96", "--quiet", stdin=b"tell me more\n" * 30)
         self.assertEqual(r.returncode, 2)
         self.assertIn(b"too long", r.stderr)
 
@@ -361,8 +369,8 @@ class Signals(Cli):
     """Endless answers are made by a model that never ends and a large --max-tokens."""
 
     def start(self, *args, **more):
-        command = [PROGRAM, "ask", "-m", model(), "--raw", "-n", "1000000", "-c", "1000000", "--temp", "2", *args, "go"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        command = [PROGRAM, "ask", "-m", model(), "--raw", "-n", "1000000", "-c", "1000000", "--temp", "2"]
+        return subprocess.Popen([*command, *args, "go"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
     def test_ctrl_c_stops_cleanly(self):
         for sig in (signal.SIGINT, signal.SIGTERM):
@@ -392,8 +400,9 @@ class Signals(Cli):
     def test_a_terminal_gets_a_bar_and_no_control_characters(self):
         """Standard output and error are a terminal here."""
         master, slave = pty.openpty()
-        p = subprocess.Popen([PROGRAM, "ask", "-m", model(), "-d", self.doc, "-n", "40", "--temp", "2", "Who?"],
-                             stdin=subprocess.DEVNULL, stdout=slave, stderr=slave, env=dict(os.environ, TERM="xterm"))
+        command = [PROGRAM, "ask", "-m", model(), "-d", self.doc, "-n", "40", "--temp", "2", "Who?"]
+        p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave,
+                             env=dict(os.environ, TERM="xterm"))
         os.close(slave)
         seen = b""
         while select.select([master], [], [], TIMEOUT)[0]:

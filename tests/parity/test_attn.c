@@ -91,7 +91,11 @@ static void run(const kvf_cpu_ops *ops, bool decode, const kvf_attn_args *a, int
     for (int32_t h = 0; h < a->n_head_kv; h++)
         for (int64_t t = 0; t < a->n_tok; t += tile)
             part_run(ops, decode,
-                     (kvf_attn_part){ .a = a, .head_kv = h, .tok0 = t, .key0 = 0, .key1 = a->n_key,
+                     (kvf_attn_part){ .a = a,
+                                      .head_kv = h,
+                                      .tok0 = t,
+                                      .key0 = 0,
+                                      .key1 = a->n_key,
                                       .tok1 = t + tile < a->n_tok ? t + tile : a->n_tok });
 }
 
@@ -109,10 +113,20 @@ static void make(world *w, const shape *s)
     w->want_lse = get(rows * sizeof(float));
     for (size_t i = 0; i < n; i++) w->q[i] = rnd_unit() * 3.0f;
     float scale = s->logit / sqrtf((float)s->head_dim);
-    w->a = (kvf_attn_args){ .q = w->q, .o = w->want_o, .lse = w->want_lse, .n_tok = s->n_tok, .n_head = n_head,
-                            .n_head_kv = s->n_head_kv, .head_dim = s->head_dim, .scale = scale,
-                            .softcap = s->softcap, .kv = &w->view, .slots = w->slots, .n_key = s->n_key,
-                            .q_first = s->q_first, .window = s->window };
+    w->a = (kvf_attn_args){ .q = w->q,
+                            .o = w->want_o,
+                            .lse = w->want_lse,
+                            .n_tok = s->n_tok,
+                            .n_head = n_head,
+                            .n_head_kv = s->n_head_kv,
+                            .head_dim = s->head_dim,
+                            .scale = scale,
+                            .softcap = s->softcap,
+                            .kv = &w->view,
+                            .slots = w->slots,
+                            .n_key = s->n_key,
+                            .q_first = s->q_first,
+                            .window = s->window };
     kvf_cpu_ops ref;
     kvf_cpu_ops_init(&ref, KVF_CPU_LEVEL_REF, 0);
     run(&ref, false, &w->a, 7);
@@ -159,7 +173,8 @@ static void check(const world *w, const kvf_cpu_ops *ops, bool decode, const sha
     double d_o = distance(w->o, w->want_o, n), d_lse = distance(w->lse, w->want_lse, rows);
     if (tol > 2.0) tol = 2.0; /* one winner may become another: still an average of values */
     cr_assert(d_o <= tol && d_lse <= rounding * (4.0 + 8.0 * (double)s->logit),
-              "%s %s: o off by %g (%g), lse by %g; n_tok %lld n_key %lld q_first %lld window %lld group %d kv %d d %d "
+              "%s %s: o off by %g (%g), lse by %g; n_tok %lld n_key %lld q_first %lld window %lld group %d "
+              "kv %d d %d "
               "softcap %g logit %g",
               kvf_cpu_level_name(ops->level), what, d_o, tol, d_lse, (long long)s->n_tok, (long long)s->n_key,
               (long long)s->q_first, (long long)s->window, s->group, s->n_head_kv, s->head_dim,
@@ -202,8 +217,13 @@ Test(attn, every_level_equals_the_reference)
     for (size_t t = 0; t < 7; t++)
         for (size_t k = 0; k < 5; k++)
             for (size_t i = 0; i < 5; i++, turn++) {
-                shape s = { .n_tok = n_toks[t], .n_key = n_keys[k], .window = windows[i], .logit = 2.0f,
-                            .group = groups[turn % 5], .head_dim = dims[turn % 7], .n_head_kv = 1 + (turn % 4 == 0),
+                shape s = { .n_tok = n_toks[t],
+                            .n_key = n_keys[k],
+                            .window = windows[i],
+                            .logit = 2.0f,
+                            .group = groups[turn % 5],
+                            .head_dim = dims[turn % 7],
+                            .n_head_kv = 1 + (turn % 4 == 0),
                             .softcap = turn % 3 == 1 ? 30.0f : 0.0f };
                 int64_t end = s.n_key - s.n_tok;
                 s.q_first = turn % 4 == 3 ? s.n_key + 40 : turn % 4 == 2 ? s.n_key - s.n_tok / 2 : end;
@@ -215,28 +235,111 @@ Test(attn, every_level_equals_the_reference)
 
 Test(attn, long_prefill_of_the_real_models)
 {
-    const shape s[] = { { .n_tok = 130, .n_key = 700, .q_first = 570, .group = 7, .n_head_kv = 1, .head_dim = 64, .logit = 2 },
-                        { .n_tok = 70, .n_key = 300, .q_first = 230, .group = 6, .n_head_kv = 1, .head_dim = 128, .logit = 2 },
-                        { .n_tok = 50, .n_key = 600, .q_first = 550, .window = 512, .group = 4, .n_head_kv = 1,
-                          .head_dim = 256, .logit = 2 } };
+    const shape s[] = { { .n_tok = 130,
+                          .n_key = 700,
+                          .q_first = 570,
+                          .group = 7,
+                          .n_head_kv = 1,
+                          .head_dim = 64,
+                          .logit = 2 },
+                        { .n_tok = 70,
+                          .n_key = 300,
+                          .q_first = 230,
+                          .group = 6,
+                          .n_head_kv = 1,
+                          .head_dim = 128,
+                          .logit = 2 },
+                        { .n_tok = 50,
+                          .n_key = 600,
+                          .q_first = 550,
+                          .window = 512,
+                          .group = 4,
+                          .n_head_kv = 1,
+                          .head_dim = 256,
+                          .logit = 2 } };
     for (size_t i = 0; i < 3; i++) try_shape(&s[i]);
 }
 
 Test(attn, huge_and_equal_logits_stay_finite)
 {
     for (int32_t i = 0; i < 14; i++) {
-        shape s = { .n_tok = 1 + i % 3 * 4, .n_key = 300, .q_first = i % 2 ? 290 : 400, .group = groups[i % 5],
-                    .n_head_kv = 1, .head_dim = dims[i % 7], .logit = i % 2 ? 1e4f : 0.0f,
+        shape s = { .n_tok = 1 + i % 3 * 4,
+                    .n_key = 300,
+                    .q_first = i % 2 ? 290 : 400,
+                    .group = groups[i % 5],
+                    .n_head_kv = 1,
+                    .head_dim = dims[i % 7],
+                    .logit = i % 2 ? 1e4f : 0.0f,
                     .softcap = i % 4 > 1 ? 30.0f : 0.0f };
         try_shape(&s);
     }
 }
 
+/* The formula of kvf_attn_args once more, with visibility decided key by key. */
+static void formula(const world *w, int64_t tok, int32_t head, double *o, double *lse)
+{
+    const kvf_attn_args *a = &w->a;
+    int64_t d = a->head_dim, q_at = a->q_first + tok, plane = KVF_BLOCK * d;
+    int64_t head_kv = head / (a->n_head / a->n_head_kv);
+    double sum = 0.0;
+    for (int64_t i = 0; i < d; i++) o[i] = 0.0;
+    for (int64_t j = 0; j < a->n_key; j++) {
+        if (j > q_at || (a->window > 0 && j <= q_at - a->window)) continue;
+        const kvf_f16 *slot = kvf_kv_slot(a->kv, a->slots[j / KVF_BLOCK]);
+        const kvf_f16 *k = slot + head_kv * plane + j % KVF_BLOCK * d, *v = k + a->n_head_kv * plane;
+        double s = 0.0;
+        for (int64_t i = 0; i < d; i++)
+            s += (double)a->q[(tok * a->n_head + head) * d + i] * (double)kvf_f32_from_f16(k[i]);
+        s *= (double)a->scale;
+        double e = exp(a->softcap > 0.0f ? (double)a->softcap * tanh(s / (double)a->softcap) : s);
+        sum += e;
+        for (int64_t i = 0; i < d; i++) o[i] += e * (double)kvf_f32_from_f16(v[i]);
+    }
+    for (int64_t i = 0; i < d && sum > 0.0; i++) o[i] /= sum;
+    *lse = sum > 0.0 ? log(sum) : -INFINITY;
+}
+
+Test(attn, reference_is_the_formula)
+{
+    for (int i = 0; i < 12; i++) {
+        shape s = { .n_tok = 6,
+                    .n_key = 140,
+                    .q_first = 130 + i % 3 * 8,
+                    .window = i % 4 * 3,
+                    .group = 3,
+                    .n_head_kv = 2,
+                    .head_dim = 16,
+                    .softcap = i % 2 ? 2.0f : 0.0f,
+                    .logit = 2 };
+        world w;
+        make(&w, &s);
+        for (int64_t tok = 0; tok < 6; tok++)
+            for (int32_t head = 0; head < 6; head++) {
+                double o[16], lse;
+                int64_t row = tok * 6 + head;
+                formula(&w, tok, head, o, &lse);
+                cr_assert(w.want_lse[row] == (float)lse || fabs((double)w.want_lse[row] - lse) < 1e-5);
+                for (int64_t c = 0; c < 16; c++)
+                    cr_assert_float_eq((double)w.want_o[row * 16 + c], o[c], 1e-6, "case %d token %d", i,
+                                       (int)tok);
+            }
+        drop(&w);
+    }
+}
+
 Test(attn, query_without_keys_gives_zero_and_minus_infinity)
 {
-    shape none = { .n_tok = 9, .n_key = 0, .q_first = 0, .group = 7, .n_head_kv = 2, .head_dim = 64, .logit = 1 };
-    shape far = { .n_tok = 9, .n_key = 200, .q_first = 197, .window = 4, .group = 3, .n_head_kv = 1,
-                  .head_dim = 64, .logit = 1 }; /* from the 8th query on the window is past the list */
+    shape none = {
+        .n_tok = 9, .n_key = 0, .q_first = 0, .group = 7, .n_head_kv = 2, .head_dim = 64, .logit = 1
+    };
+    shape far = { .n_tok = 9,
+                  .n_key = 200,
+                  .q_first = 197,
+                  .window = 4,
+                  .group = 3,
+                  .n_head_kv = 1,
+                  .head_dim = 64,
+                  .logit = 1 }; /* from the 8th query on the window is past the list */
     world w;
     make(&w, &none);
     for (int i = 0; i < 9 * 14; i++) cr_assert(w.want_lse[i] == -INFINITY);
@@ -253,7 +356,9 @@ Test(attn, query_without_keys_gives_zero_and_minus_infinity)
 
 Test(attn, lse_may_be_left_out)
 {
-    shape s = { .n_tok = 5, .n_key = 140, .q_first = 135, .group = 2, .n_head_kv = 1, .head_dim = 64, .logit = 1 };
+    shape s = {
+        .n_tok = 5, .n_key = 140, .q_first = 135, .group = 2, .n_head_kv = 1, .head_dim = 64, .logit = 1
+    };
     world w;
     make(&w, &s);
     for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
@@ -284,11 +389,18 @@ static void merge_splits(world *w, const kvf_cpu_ops *ops, int n_split)
             int64_t b1 = i == n_split - 1 ? n_block : b0 + rnd() % (n_block - b0 + 1);
             int64_t key1 = b1 * KVF_BLOCK < a->n_key ? b1 * KVF_BLOCK : a->n_key;
             part_run(ops, true,
-                     (kvf_attn_part){ .a = a, .head_kv = h, .tok0 = 0, .tok1 = a->n_tok, .key0 = b0 * KVF_BLOCK,
-                                      .key1 = key1, .o = o, .lse = lse });
+                     (kvf_attn_part){ .a = a,
+                                      .head_kv = h,
+                                      .tok0 = 0,
+                                      .tok1 = a->n_tok,
+                                      .key0 = b0 * KVF_BLOCK,
+                                      .key1 = key1,
+                                      .o = o,
+                                      .lse = lse });
             for (int64_t r = 0; r < rows; r++) {
                 int64_t row = r / group * a->n_head + h * group + r % group;
-                ops->lse_merge(w->o + row * a->head_dim, w->lse + row, o + r * a->head_dim, lse + r, a->head_dim);
+                ops->lse_merge(w->o + row * a->head_dim, w->lse + row, o + r * a->head_dim, lse + r,
+                               a->head_dim);
             }
             b0 = b1;
         }
@@ -300,8 +412,14 @@ static void merge_splits(world *w, const kvf_cpu_ops *ops, int n_split)
 Test(attn, merged_splits_equal_the_whole)
 {
     for (int i = 0; i < 16; i++) {
-        shape s = { .n_tok = 1 + i % 8, .n_key = 200 + i * 40, .q_first = 200 + i * 40 - (1 + i % 8), .group = groups[i % 5],
-                    .n_head_kv = 2, .head_dim = dims[i % 7], .logit = 3, .window = i % 3 ? 0 : 100 };
+        shape s = { .n_tok = 1 + i % 8,
+                    .n_key = 200 + i * 40,
+                    .q_first = 200 + i * 40 - (1 + i % 8),
+                    .group = groups[i % 5],
+                    .n_head_kv = 2,
+                    .head_dim = dims[i % 7],
+                    .logit = 3,
+                    .window = i % 3 ? 0 : 100 };
         world w;
         make(&w, &s);
         for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {

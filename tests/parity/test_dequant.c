@@ -107,7 +107,8 @@ Test(dequant, reference_reads_the_fields_of_every_quantised_type)
             fields f = { .d = 0.0625f * (float)(1 + rep), .m = -0.375f * (float)rep };
             for (int i = 0; i < n; i++) f.q[i] = (int)(test_rng(&seed) >> 20 & ((1u << bits_of(type)) - 1u));
             for (int j = 0; j < 16; j++)
-                f.sc[j] = type == KVF_DTYPE_Q6_K ? (int8_t)(test_rng(&seed) >> 9) : (int)(test_rng(&seed) >> 9 & 63);
+                f.sc[j] = type == KVF_DTYPE_Q6_K ? (int8_t)(test_rng(&seed) >> 9)
+                                                 : (int)(test_rng(&seed) >> 9 & 63);
             for (int j = 0; j < 8; j++) f.mn[j] = (int)(test_rng(&seed) >> 30 & 63);
             uint8_t b[256] = { 0 };
             if (type == KVF_DTYPE_Q6_K)
@@ -119,15 +120,16 @@ Test(dequant, reference_reads_the_fields_of_every_quantised_type)
             float w[256];
             kvf_dequant_ref(type, b, w, n);
             for (int i = 0; i < n; i++)
-                cr_assert_eq(w[i], expected(type, &f, i), "%s element %d: %g, not %g", kvf_dtype_get(type)->name, i,
-                             (double)w[i], (double)expected(type, &f, i));
+                cr_assert_eq(w[i], expected(type, &f, i), "%s element %d: %g, not %g",
+                             kvf_dtype_get(type)->name, i, (double)w[i], (double)expected(type, &f, i));
         }
     }
 }
 
 Test(dequant, reference_reads_float_types)
 {
-    const uint8_t f16[] = { 0x00, 0x3c, 0x00, 0xc0, 0x01, 0x00, 0xff, 0x7b }, bf16[] = { 0x80, 0x3f, 0x00, 0xc0 };
+    const uint8_t f16[] = { 0x00, 0x3c, 0x00, 0xc0, 0x01, 0x00, 0xff, 0x7b },
+                  bf16[] = { 0x80, 0x3f, 0x00, 0xc0 };
     float w[4];
     kvf_dequant_ref(KVF_DTYPE_F16, f16, w, 4);
     cr_assert(w[0] == 1.0f && w[1] == -2.0f && w[2] == 0x1p-24f && w[3] == 65504.0f);

@@ -57,8 +57,8 @@ typedef enum x_kind { X_RANDOM, X_ZERO_ROWS, X_EXTREME, X_HUGE, X_TINY } x_kind;
 typedef struct problem {
     kvf_weight w;
     int64_t n_tok, y_stride;
-    float *x, *bias, *y0;  /* y0: what y holds before */
-    float *want, *mass;    /* [n_tok][n_out]: reference, sum of absolute terms */
+    float *x, *bias, *y0; /* y0: what y holds before */
+    float *want, *mass;   /* [n_tok][n_out]: reference, sum of absolute terms */
     guarded weights;
     bool accumulate;
     weight_kind wk;
@@ -113,8 +113,11 @@ static void mass_of(problem *p)
 static problem make(kvf_dtype type, const int64_t *shape, weight_kind wk, x_kind xk, uint64_t *seed)
 {
     int64_t n_out = shape[0], n_in = shape[1], n_tok = shape[2];
-    problem p = { .w = { type, n_out, n_in, kvf_dtype_row_bytes(type, n_in), NULL }, .n_tok = n_tok,
-                  .y_stride = n_out + (int64_t)(test_rng(seed) % 5), .wk = wk, .xk = xk };
+    problem p = { .w = { type, n_out, n_in, kvf_dtype_row_bytes(type, n_in), NULL },
+                  .n_tok = n_tok,
+                  .y_stride = n_out + (int64_t)(test_rng(seed) % 5),
+                  .wk = wk,
+                  .xk = xk };
     p.weights = guarded_alloc((size_t)n_out * p.w.row_bytes, kvf_dtype_get(type)->block == 1 ? 4 : 2);
     p.w.data = p.weights.data;
     test_weights(type, p.weights.data, n_out * n_in, wk, seed);
@@ -155,7 +158,8 @@ static float *run(const kvf_mm_kernel *k, const problem *p, uint64_t *seed)
         int64_t steps = 1 + (int64_t)(test_rng(seed) % 3) * n_out / 2 / k->row_align;
         int64_t next = row + steps * k->row_align;
         if (next > n_out) next = n_out;
-        kvf_mm_part part = { &p->w, x.data, p->n_tok, row, next, p->bias, y, p->y_stride, p->accumulate, scratch.data };
+        kvf_mm_part part = { &p->w,   x.data, p->n_tok,    row,           next,
+                             p->bias, y,      p->y_stride, p->accumulate, scratch.data };
         k->run(&part);
         row = next;
     }
@@ -178,9 +182,11 @@ static void check(const char *id, const problem *p, const float *y, float share)
             if (p->accumulate) mass += fabs((double)before);
             double err = fabs((double)got - want);
             cr_assert(err <= (double)share * mass + 1e-35,
-                      "%s %s [%lld x %lld] token %lld of %lld, row %lld, weights %d, x %d: %g, not %g (%.2g of mass)", id,
-                      kvf_dtype_get(p->w.type)->name, (long long)p->w.n_out, (long long)p->w.n_in, (long long)t,
-                      (long long)p->n_tok, (long long)r, (int)p->wk, (int)p->xk, (double)got, want, err / mass);
+                      "%s %s [%lld x %lld] token %lld of %lld, row %lld, weights %d, x %d: %g, not %g (%.2g "
+                      "of mass)",
+                      id, kvf_dtype_get(p->w.type)->name, (long long)p->w.n_out, (long long)p->w.n_in,
+                      (long long)t, (long long)p->n_tok, (long long)r, (int)p->wk, (int)p->xk, (double)got,
+                      want, err / mass);
         }
     }
 }
@@ -211,7 +217,8 @@ static void compare(problem *p, uint64_t *seed)
 /* ---- Tests ------------------------------------------------------------------------------ */
 
 /* For a type whose block is 256, n_in is rounded up to whole blocks. */
-static void one(kvf_dtype type, int64_t n_out, int64_t n_in, int64_t n_tok, weight_kind wk, x_kind xk, uint64_t *seed)
+static void one(kvf_dtype type, int64_t n_out, int64_t n_in, int64_t n_tok, weight_kind wk, x_kind xk,
+                uint64_t *seed)
 {
     int64_t block = kvf_dtype_get(type)->block;
     const int64_t shape[] = { n_out, (n_in + block - 1) / block * block, n_tok };
@@ -250,7 +257,8 @@ Test(mm, float_weights_take_any_width)
 {
     uint64_t seed = 0xda942042e4dd58b5u;
     for (int t = 0; t < 3; t++)
-        for (int64_t n_in = 1; n_in < 80; n_in += 3) one(test_types[t], 5, n_in, 1 + n_in % 9, W_RANDOM, X_RANDOM, &seed);
+        for (int64_t n_in = 1; n_in < 80; n_in += 3)
+            one(test_types[t], 5, n_in, 1 + n_in % 9, W_RANDOM, X_RANDOM, &seed);
 }
 
 /* The widest quants against the widest activations: 16-bit sums would saturate here. */
@@ -259,7 +267,8 @@ Test(mm, extreme_quants_do_not_saturate)
     uint64_t seed = 0x5851f42d4c957f2du;
     for (int t = 0; t < N_TEST_TYPES; t++)
         for (int w = W_LOW; w <= W_HIGH; w++)
-            for (int64_t n_tok = 1; n_tok <= 16; n_tok += 5) one(test_types[t], 33, 896, n_tok, (weight_kind)w, X_EXTREME, &seed);
+            for (int64_t n_tok = 1; n_tok <= 16; n_tok += 5)
+                one(test_types[t], 33, 896, n_tok, (weight_kind)w, X_EXTREME, &seed);
 }
 
 Test(mm, zero_huge_and_subnormal_numbers_agree)
@@ -269,7 +278,8 @@ Test(mm, zero_huge_and_subnormal_numbers_agree)
     uint64_t seed = 0x14057b7ef767814fu;
     for (int t = 0; t < N_TEST_TYPES; t++)
         for (int i = 0; i < 6; i++)
-            for (int64_t n_tok = 1; n_tok <= 13; n_tok += 6) one(test_types[t], 17, 544, n_tok, wk[i], xk[i], &seed);
+            for (int64_t n_tok = 1; n_tok <= 13; n_tok += 6)
+                one(test_types[t], 17, 544, n_tok, wk[i], xk[i], &seed);
 }
 
 /* ref_f32 and ref_q8 against a sum in double: of x, and of the activations as packed. */
@@ -293,7 +303,7 @@ Test(mm, references_are_sums_over_dequantised_weights)
                 double sum = p.bias ? (double)p.bias[r] : 0.0;
                 for (int k = 0; k < 768; k++)
                     sum += (double)w[k] * (form == KVF_X_F32 ? (double)p.x[tok * 768 + k]
-                                                              : (double)row.d[k / 32] * (double)row.q[k]);
+                                                             : (double)row.d[k / 32] * (double)row.q[k]);
                 p.want[i] = (float)sum;
             }
             float *y = run(ref, &p, &seed);
@@ -406,7 +416,8 @@ Test(mm, pick_follows_level_type_and_tokens)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         kvf_cpu_ops ops = { .level = cases[i].level };
         kvf_cpu_mm_init(&ops);
-        cr_assert_eq(ops.mm_pick(&ops, cases[i].type, cases[i].n_tok, cases[i].f32), cases[i].want, "case %zu", i);
+        cr_assert_eq(ops.mm_pick(&ops, cases[i].type, cases[i].n_tok, cases[i].f32), cases[i].want,
+                     "case %zu", i);
         cr_assert_not_null(ops.dequant);
     }
 }

@@ -40,13 +40,14 @@ static float *copy(const float *x, int64_t n)
 
 static void drop(void *p) { kvf_free(&kvf_mem_default, p); }
 
-static void expect_near(const float *got, const float *want, int64_t n, double rel, double abs, const char *what)
+static void expect_near(const float *got, const float *want, int64_t n, double rel, double abs,
+                        const char *what)
 {
     for (int64_t i = 0; i < n; i++) {
         if (got[i] == want[i]) continue;
         double d = fabs((double)got[i] - (double)want[i]);
-        cr_assert(d <= abs + rel * fabs((double)want[i]), "%s: element %lld of %lld is %.9g, reference %.9g", what,
-                  (long long)i, (long long)n, (double)got[i], (double)want[i]);
+        cr_assert(d <= abs + rel * fabs((double)want[i]), "%s: element %lld of %lld is %.9g, reference %.9g",
+                  what, (long long)i, (long long)n, (double)got[i], (double)want[i]);
     }
 }
 
@@ -67,7 +68,8 @@ Test(vec, rmsnorm_equals_the_reference)
     for (int l = 1, n_level = levels(ops); l < n_level; l++)
         for (int i = 0; i < 76; i++) {
             int64_t n = size_at(i);
-            float *x = some(n, i % 3 == 2 ? 1e4f : 3.0f), *w = some(n, 2.0f), *got = some(n, 1), *want = some(n, 1);
+            float *x = some(n, i % 3 == 2 ? 1e4f : 3.0f), *w = some(n, 2.0f), *got = some(n, 1),
+                  *want = some(n, 1);
             if (i % 5 == 4) memset(x, 0, (size_t)n * sizeof *x); /* eps keeps zeros finite */
             const float *weight = i % 4 == 3 ? NULL : w;
             ops[0].rmsnorm(x, weight, want, n, 1e-6f);
@@ -81,14 +83,16 @@ Test(vec, rmsnorm_equals_the_reference)
 
 Test(vec, rope_equals_the_reference)
 {
-    static const int32_t dims[][2] = { { 64, 64 }, { 128, 128 }, { 256, 256 }, { 96, 96 }, { 80, 32 },
-                                       { 128, 64 }, { 80, 80 }, { 8, 8 }, { 10, 6 }, { 64, 2 }, { 64, 0 } };
+    static const int32_t dims[][2] = { { 64, 64 }, { 128, 128 }, { 256, 256 }, { 96, 96 },
+                                       { 80, 32 }, { 128, 64 },  { 80, 80 },   { 8, 8 },
+                                       { 10, 6 },  { 64, 2 },    { 64, 0 } };
     kvf_cpu_ops ops[4];
     for (int l = 1, n_level = levels(ops); l < n_level; l++)
         for (int i = 0; i < 44; i++) {
             int32_t d = dims[i / 4][0], rot = dims[i / 4][1], n_head = 1 + i % 4 * 2;
             kvf_rope_kind kind = i % 2 ? KVF_ROPE_NEOX : KVF_ROPE_INTERLEAVED;
-            float *x = some((int64_t)d * n_head, 5.0f), *want = copy(x, (int64_t)d * n_head), *cs = some(rot, 1.0f);
+            float *x = some((int64_t)d * n_head, 5.0f), *want = copy(x, (int64_t)d * n_head),
+                  *cs = some(rot, 1.0f);
             for (int32_t j = 0; j < rot / 2; j++) {
                 float angle = cs[j] * 100.0f;
                 cs[j] = cosf(angle), cs[rot / 2 + j] = sinf(angle);
@@ -110,10 +114,14 @@ Test(vec, f16_is_the_reference_bit_for_bit)
         kvf_f16 got[MAX], want[MAX];
         for (int64_t j = 0; j < n; j++) {
             uint32_t bits = rnd(), kind = rnd() % 4;
-            if (kind == 0) x[j] = kvf_f32_from_f16((kvf_f16)bits) + 0x1p-26f; /* next to a value or a half */
-            else if (kind == 1) x[j] = kvf_f32_from_bits((bits & 0x87ffffffu) | 0x38000000u); /* f16 range */
-            else if (kind == 2) x[j] = kvf_f32_from_bits(kvf_f32_bits(kvf_f32_from_f16((kvf_f16)bits)) | 0x1000u); /* ties */
-            else x[j] = kvf_f32_from_bits(bits);
+            if (kind == 0)
+                x[j] = kvf_f32_from_f16((kvf_f16)bits) + 0x1p-26f; /* next to a value or a half */
+            else if (kind == 1)
+                x[j] = kvf_f32_from_bits((bits & 0x87ffffffu) | 0x38000000u); /* f16 range */
+            else if (kind == 2)
+                x[j] = kvf_f32_from_bits(kvf_f32_bits(kvf_f32_from_f16((kvf_f16)bits)) | 0x1000u); /* ties */
+            else
+                x[j] = kvf_f32_from_bits(bits);
             if (isnan(x[j])) x[j] = 65519.0f + (float)(bits & 3u); /* the edge of infinity */
         }
         ops[0].f32_to_f16(x, want, n);
@@ -121,7 +129,8 @@ Test(vec, f16_is_the_reference_bit_for_bit)
             memset(got, 0x55, sizeof got);
             ops[l].f32_to_f16(x, got, n);
             for (int64_t j = 0; j < n; j++)
-                cr_assert_eq(got[j], want[j], "%.9g became %04x, reference %04x", (double)x[j], got[j], want[j]);
+                cr_assert_eq(got[j], want[j], "%.9g became %04x, reference %04x", (double)x[j], got[j],
+                             want[j]);
             cr_assert(n == MAX || got[n] == 0x5555, "wrote past the end");
         }
         drop(x);
@@ -176,8 +185,10 @@ Test(vec, lse_merge_equals_the_reference_and_skips_empty_parts)
             ops[l].lse_merge(o, &lse, o2, &lse2, d);
             expect_near(o, want, d, 1e-6, 1e-6, "o");
             expect_near(&lse, &want_lse, 1, 1e-6, 1e-6, "lse");
-            if (lses[i / 35] == -INFINITY) cr_assert(lse == lses[i / 5 % 7]);
-            else if (lses[i / 5 % 7] == -INFINITY) cr_assert(lse == lse2 && memcmp(o, o2, (size_t)d * sizeof *o) == 0);
+            if (lses[i / 35] == -INFINITY)
+                cr_assert(lse == lses[i / 5 % 7]);
+            else if (lses[i / 5 % 7] == -INFINITY)
+                cr_assert(lse == lse2 && memcmp(o, o2, (size_t)d * sizeof *o) == 0);
             drop(o), drop(o2), drop(want);
         }
 }
@@ -191,7 +202,8 @@ Test(vec, reference_gives_known_values)
     ops.rmsnorm(x, w, out, 4, 0.0f); /* rms 2.5 */
     cr_assert_float_eq(out[0], 2.4f, 1e-6f);
     cr_assert_float_eq(out[1], -1.6f, 1e-6f);
-    float r[4] = { 1.0f, 2.0f, 3.0f, 4.0f }, s[4] = { 1.0f, 2.0f, 3.0f, 4.0f }, quarter[4] = { 0.0f, 1.0f, 1.0f, 0.0f };
+    float r[4] = { 1.0f, 2.0f, 3.0f, 4.0f }, s[4] = { 1.0f, 2.0f, 3.0f, 4.0f },
+          quarter[4] = { 0.0f, 1.0f, 1.0f, 0.0f };
     ops.rope(r, 1, 4, 4, quarter, KVF_ROPE_NEOX); /* pair (0, 2) by 90 degrees, pair (1, 3) by 0 */
     cr_assert(r[0] == -3.0f && r[2] == 1.0f && r[1] == 2.0f && r[3] == 4.0f);
     ops.rope(s, 1, 4, 4, quarter, KVF_ROPE_INTERLEAVED);

@@ -49,7 +49,8 @@ typedef struct guarded {
 
 static inline guarded guarded_alloc(size_t bytes, size_t align)
 {
-    size_t page = 4096, used = (bytes + align - 1) / align * align, room = (used + page - 1) / page * page + page;
+    size_t page = 4096, used = (bytes + align - 1) / align * align,
+           room = (used + page - 1) / page * page + page;
     guarded g = { .map_bytes = room + page };
     g.map = mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (g.map == MAP_FAILED || mprotect((char *)g.map + room, page, PROT_NONE) != 0) return (guarded){ 0 };
@@ -74,7 +75,10 @@ static inline kvf_f16 test_scale(weight_kind kind, uint64_t *seed)
 static inline void test_float_weights(kvf_dtype type, uint8_t *p, int64_t n, weight_kind kind, uint64_t *seed)
 {
     for (int64_t i = 0; i < n; i++) {
-        float v = kind == W_ZERO ? 0.0f : test_real(seed) * (kind == W_TINY ? 1e-6f : kind == W_HUGE ? 6e4f : 0.2f);
+        float v = kind == W_ZERO ? 0.0f
+                                 : test_real(seed) * (kind == W_TINY   ? 1e-6f
+                                                      : kind == W_HUGE ? 6e4f
+                                                                       : 0.2f);
         kvf_f16 half = type == KVF_DTYPE_F16 ? kvf_f16_from_f32(v) : kvf_bf16_from_f32(v);
         if (type == KVF_DTYPE_F32)
             memcpy(p + 4 * i, &v, 4);
@@ -93,7 +97,8 @@ static inline void test_weights(kvf_dtype type, uint8_t *p, int64_t n, weight_ki
     uint8_t low = type == KVF_DTYPE_Q8_0 ? 0x80 : 0x00, high = type == KVF_DTYPE_Q8_0 ? 0x7f : 0xff;
     for (size_t i = 0; i < bytes; i++)
         p[i] = kind == W_LOW ? low : kind == W_HIGH ? high : (uint8_t)(test_rng(seed) >> 40);
-    bool min = type == KVF_DTYPE_Q4_1 || type == KVF_DTYPE_Q5_1 || type == KVF_DTYPE_Q4_K || type == KVF_DTYPE_Q5_K;
+    bool min =
+        type == KVF_DTYPE_Q4_1 || type == KVF_DTYPE_Q5_1 || type == KVF_DTYPE_Q4_K || type == KVF_DTYPE_Q5_K;
     for (size_t i = 0; i < bytes; i += block) {
         kvf_f16 d = test_scale(kind, seed), m = test_scale(kind, seed);
         memcpy(p + i + (type == KVF_DTYPE_Q6_K ? 208 : 0), &d, 2);

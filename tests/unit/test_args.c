@@ -27,7 +27,9 @@ static const arg_row rows[] = {
     { 0 },
 };
 
-static const arg_command command = { .name = "try", .synopsis = "[options]", .summary = "a test", .max_operands = 2 };
+static const arg_command command = {
+    .name = "try", .synopsis = "[options]", .summary = "a test", .max_operands = 2
+};
 
 static void done(state *s, arg_texts *operands)
 {
@@ -52,7 +54,8 @@ static arg_result run(state *s, arg_texts *operands, kvf_error *err, const char 
     return args_read(&command, groups, argc, argv, operands, err);
 }
 
-#define WORDS(...) (const char *const[]){ __VA_ARGS__, NULL }
+#define WORDS(...)                                                                                           \
+    (const char *const[]) { __VA_ARGS__, NULL }
 
 Test(args, defaults_come_from_the_rows)
 {
@@ -89,7 +92,8 @@ Test(args, lists_collect)
     state s;
     arg_texts ops;
     kvf_error err;
-    cr_assert_eq(run(&s, &ops, &err, WORDS("-f", "a", "-p", "1,2", "-p3", "--file=-", "x")), ARG_GO, "%s", err.msg);
+    cr_assert_eq(run(&s, &ops, &err, WORDS("-f", "a", "-p", "1,2", "-p3", "--file=-", "x")), ARG_GO, "%s",
+                 err.msg);
     cr_assert_eq(s.files.n, 2);
     cr_assert_str_eq(s.files.v[1], "-");
     cr_assert_eq(s.sizes.n, 3);

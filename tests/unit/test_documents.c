@@ -42,8 +42,14 @@ Test(doc_text, plain_text_keeps_its_lines_and_loses_its_last_line_end)
 {
     expect("a.txt", "one\ntwo\n\n", "one\ntwo");
     expect("a.txt", "one\r\ntwo\rthree", "one\ntwo\nthree");
-    expect("a.txt", "\xef\xbb\xbf" "bom", "bom");
-    expect("a.txt", "page\f\x1b" "two", "page\ntwo");
+    expect("a.txt",
+           "\xef\xbb\xbf"
+           "bom",
+           "bom");
+    expect("a.txt",
+           "page\f\x1b"
+           "two",
+           "page\ntwo");
     expect("a.txt", "b\bbo\bol\bld", "bold");
     expect("-", "x", "x");
     document d;
@@ -236,8 +242,10 @@ Test(doc_pdf, cut_files_are_an_error_or_a_text)
     cr_assert_eq(buffer_read_file(&b, KVF_TEST_DATA "/docs/two-pages.pdf", &err), KVF_OK);
     for (size_t n = 5; n < b.n; n += 61) {
         document d;
-        if (doc_from_bytes(&d, "a.pdf", b.v, n, 0, &err) == KVF_OK) doc_close(&d);
-        else cr_assert_gt(strlen(err.msg), 20);
+        if (doc_from_bytes(&d, "a.pdf", b.v, n, 0, &err) == KVF_OK)
+            doc_close(&d);
+        else
+            cr_assert_gt(strlen(err.msg), 20);
     }
     cr_assert_eq(read_bad("a.pdf", "%PDF-1.4\nnothing", 16), KVF_ERR_FORMAT);
     buffer_free(&b);
@@ -262,8 +270,8 @@ Test(utf8, only_shortest_forms_without_surrogates_are_characters)
 /* However a text is cut into tokens, the stream gives what the whole text gives. */
 Test(utf8, a_stream_gives_the_same_text_wherever_it_is_cut)
 {
-    static const char *const pool[] = { "a", "\n", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xff", "\xe2\x82",
-                                        "\xf0\x9f", "\x80", "\xed\xa0\x80" };
+    static const char *const pool[] = { "a",    "\n",       "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x98\x80",
+                                        "\xff", "\xe2\x82", "\xf0\x9f", "\x80",         "\xed\xa0\x80" };
     srand(7);
     for (int round = 0; round < 2000; round++) {
         buffer text = { 0 }, whole = { 0 }, pieces = { 0 };
@@ -293,7 +301,9 @@ Test(utf8, a_stream_gives_the_same_text_wherever_it_is_cut)
 Test(utf8, control_characters_do_not_reach_a_terminal)
 {
     buffer b = { 0 };
-    static const char text[] = "a\x1b[2Jb\x07\xc2\x9b" "c\xe2\x80\xae" "d\n\te";
+    static const char text[] = "a\x1b[2Jb\x07\xc2\x9b"
+                               "c\xe2\x80\xae"
+                               "d\n\te";
     utf8_add_clean(&b, text, strlen(text), UTF8_NO_CONTROLS);
     cr_assert_str_eq(b.v, "a[2Jbcd\n\te");
     buffer_free(&b);

@@ -21,10 +21,10 @@
 #include "backend/cpu/cpu_ops.h"
 
 enum {
-    COLS = 32, /* columns of a group: two tiles, so that each K and V tile read is used twice */
-    KEYS = 128, /* keys of a job */
+    COLS = 32,      /* columns of a group: two tiles, so that each K and V tile read is used twice */
+    KEYS = 128,     /* keys of a job: O is read and written once per job; 64 is 8% slower at 128 dims */
     SPAN_MAX = 512, /* keys converted at a time: they stay in L2 while all groups pass over them */
-    TILE = 512 /* bf16 in a tile of 16 rows of 64 bytes */
+    TILE = 512      /* bf16 in a tile of 16 rows of 64 bytes */
 };
 
 static const float masked = -1e30f;  /* score of an invisible key: exp2 gives exactly 0 */
@@ -38,25 +38,25 @@ typedef struct job {
     int64_t unit;   /* keys [unit * KEYS, (unit + 1) * KEYS) of the converted span */
     kvf_bf16 *prob; /* [2 column tiles][KEYS / 2][16 columns][2]: right-hand tiles of P V */
     bool active;
-    bool rescale;   /* O of this group is multiplied by factor before these keys are added */
-    float *factor;  /* [COLS] */
+    bool rescale;  /* O of this group is multiplied by factor before these keys are added */
+    float *factor; /* [COLS] */
 } job;
 
 typedef struct work {
     const kvf_attn_part *part;
-    float *lse;               /* where it goes, or NULL */
-    int32_t dim, steps;       /* head_dim; its tiles of 32, padded */
-    int64_t n_col, n_group;   /* columns; groups of COLS */
-    int64_t heads;            /* query heads per KV head */
-    kvf_bf16 *q;              /* [n_group][steps][hi 0, hi 1, lo 0, lo 1] tiles [16 dim pairs][16 columns][2] */
-    float *o;                 /* [n_group][2 steps][2 column tiles] tiles [16 dims][16 columns] */
-    float *neg_m;             /* [n_group * COLS] minus the reference of the scores (log2) */
-    float *sum;               /* ... sum of bf16 p */
-    float *sum_exact;         /* ... sum of fp32 p, for lse */
-    int64_t span;             /* keys converted at a time, whole blocks */
-    kvf_bf16 *k;              /* [span / 32][steps][lo 0, lo 1, hi 0, hi 1] tiles [16 keys][32 dims] */
-    kvf_bf16 *vt;             /* [span / KEYS][steps][KEYS / 32][2] tiles [16 dims][32 keys] */
-    float *s;                 /* [2 column tiles][KEYS][16] scores of one job */
+    float *lse;             /* where it goes, or NULL */
+    int32_t dim, steps;     /* head_dim; its tiles of 32, padded */
+    int64_t n_col, n_group; /* columns; groups of COLS */
+    int64_t heads;          /* query heads per KV head */
+    kvf_bf16 *q;            /* [n_group][steps][hi 0, hi 1, lo 0, lo 1] tiles [16 dim pairs][16 columns][2] */
+    float *o;               /* [n_group][2 steps][2 column tiles] tiles [16 dims][16 columns] */
+    float *neg_m;           /* [n_group * COLS] minus the reference of the scores (log2) */
+    float *sum;             /* ... sum of bf16 p */
+    float *sum_exact;       /* ... sum of fp32 p, for lse */
+    int64_t span;           /* keys converted at a time, whole blocks */
+    kvf_bf16 *k;            /* [span / 32][steps][lo 0, lo 1, hi 0, hi 1] tiles [16 keys][32 dims] */
+    kvf_bf16 *vt;           /* [span / KEYS][steps][KEYS / 32][2] tiles [16 dims][32 keys] */
+    float *s;               /* [2 column tiles][KEYS][16] scores of one job */
     kvf_bf16 *prob[2];
     job jobs[3];
 } work;
@@ -109,8 +109,10 @@ static inline void transpose(__m512i m[16])
         t[i + 3] = _mm512_unpackhi_epi64(b, d);
     }
     for (int j = 0; j < 4; j++) {
-        __m512i a = _mm512_shuffle_i32x4(t[j], t[j + 4], 0x88), b = _mm512_shuffle_i32x4(t[j], t[j + 4], 0xdd);
-        __m512i c = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0x88), d = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0xdd);
+        __m512i a = _mm512_shuffle_i32x4(t[j], t[j + 4], 0x88),
+                b = _mm512_shuffle_i32x4(t[j], t[j + 4], 0xdd);
+        __m512i c = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0x88);
+        __m512i d = _mm512_shuffle_i32x4(t[j + 8], t[j + 12], 0xdd);
         m[j] = _mm512_shuffle_i32x4(a, c, 0x88);
         m[j + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
         m[j + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
@@ -119,10 +121,7 @@ static inline void transpose(__m512i m[16])
 }
 
 /* 32 floats as bf16, low lanes first. */
-static inline __m512i to_bf16(__m512 low, __m512 high)
-{
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
+static inline __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
 static inline __m512 bf16_low(__m512i x)
 {
@@ -146,7 +145,7 @@ static inline __m512i split_bf16(__m512 x0, __m512 x1, __m512i *lo)
 static inline __mmask16 tail16(int64_t at, int64_t n)
 {
     int64_t left = n - at;
-    return left >= 16 ? (__mmask16)0xffff : left <= 0 ? (__mmask16)0 : (__mmask16)((1u << left) - 1u);
+    return (__mmask16)(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
 }
 
 static inline __m512 load_f16(__mmask16 lanes, const kvf_f16 *x)
@@ -209,8 +208,8 @@ static void convert_k(const work *w, const kvf_f16 *k, int64_t n_row, kvf_bf16 *
 /* Two vectors as bf16 pairs: lane i holds low[i], high[i]. */
 static inline __m512i pair_bf16(__m512 low, __m512 high)
 {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                           7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, to_bf16(low, high));
 }
 
@@ -254,12 +253,12 @@ static void tiles_open(void)
     _tile_loadconfig(&c);
 }
 
-#define PRODUCTS()             \
-    do {                       \
-        _tile_dpbf16ps(0, 4, 6); \
-        _tile_dpbf16ps(1, 4, 7); \
-        _tile_dpbf16ps(2, 5, 6); \
-        _tile_dpbf16ps(3, 5, 7); \
+#define PRODUCTS()                                                                                           \
+    do {                                                                                                     \
+        _tile_dpbf16ps(0, 4, 6);                                                                             \
+        _tile_dpbf16ps(1, 4, 7);                                                                             \
+        _tile_dpbf16ps(2, 5, 6);                                                                             \
+        _tile_dpbf16ps(3, 5, 7);                                                                             \
     } while (0)
 
 static inline void scores_begin(void)
@@ -363,8 +362,10 @@ static inline void softmax_until(softmax *z, int64_t pair)
             _mm512_store_si512(z->prob + c * KEYS * 16 + z->done * 32, p);
             z->sum[c] = _mm512_dpbf16_ps(z->sum[c], (__m512bh)p, (__m512bh)ones);
             if (!z->exact) continue;
-            z->sum_exact[c] = _mm512_add_ps(z->sum_exact[c], _mm512_scalef_ps(_mm512_fmadd_ps(f0, h0, c0), x0));
-            z->sum_exact[c] = _mm512_add_ps(z->sum_exact[c], _mm512_scalef_ps(_mm512_fmadd_ps(f1, h1, c0), x1));
+            z->sum_exact[c] =
+                _mm512_add_ps(z->sum_exact[c], _mm512_scalef_ps(_mm512_fmadd_ps(f0, h0, c0), x0));
+            z->sum_exact[c] =
+                _mm512_add_ps(z->sum_exact[c], _mm512_scalef_ps(_mm512_fmadd_ps(f1, h1, c0), x1));
         }
     }
 }
@@ -410,7 +411,8 @@ static void move_reference(work *w, job *j, int c, __mmask16 move, __m512 top)
     __m512 m = _mm512_mask_sub_ps(old, move, _mm512_setzero_ps(), _mm512_roundscale_ps(top, 0));
     _mm512_store_ps(w->neg_m + at, m);
     /* An empty sum may move by any amount; its factor must stay finite. */
-    __m512 factor = _mm512_scalef_ps(_mm512_set1_ps(1.0f), _mm512_min_ps(_mm512_sub_ps(m, old), _mm512_setzero_ps()));
+    __m512 factor =
+        _mm512_scalef_ps(_mm512_set1_ps(1.0f), _mm512_min_ps(_mm512_sub_ps(m, old), _mm512_setzero_ps()));
     _mm512_store_ps(w->sum + at, _mm512_mul_ps(_mm512_load_ps(w->sum + at), factor));
     _mm512_store_ps(w->sum_exact + at, _mm512_mul_ps(_mm512_load_ps(w->sum_exact + at), factor));
     _mm512_store_ps(j->factor + c * 16, factor);
@@ -460,7 +462,8 @@ static void rescale_o(const work *w, const job *j)
 static void stage(work *w, const job *next, const job *cur, const job *prev)
 {
     const int32_t steps = w->steps;
-    const kvf_bf16 *k = w->k + next->unit * (KEYS / 32) * steps * 4 * TILE, *q = w->q + next->group * steps * 4 * TILE;
+    const kvf_bf16 *k = w->k + next->unit * (KEYS / 32) * steps * 4 * TILE,
+                   *q = w->q + next->group * steps * 4 * TILE;
     const kvf_bf16 *vt = w->vt + prev->unit * steps * (KEYS / 32) * 2 * TILE;
     float *o = w->o + prev->group * steps * 4 * 256;
     softmax z = { .s = w->s, .prob = cur->prob, .exact = w->lse != NULL, .done = cur->active ? 0 : KEYS };
@@ -472,7 +475,8 @@ static void stage(work *w, const job *next, const job *cur, const job *prev)
     int32_t pass = prev->active ? 0 : steps;
     for (int32_t row = 0; row < KEYS / 32; row++, k += (int64_t)steps * 4 * TILE) {
         int32_t pass_end = ((row + 1) * steps + KEYS / 32 - 1) / (KEYS / 32);
-        int32_t units = (pass_end > pass ? pass_end - pass : 0) * (KEYS / 32) + (next->active ? steps * 3 : 0);
+        int32_t units =
+            (pass_end > pass ? pass_end - pass : 0) * (KEYS / 32) + (next->active ? steps * 3 : 0);
         int32_t pace = units > 0 ? (16 * 256 + units - 1) / units : 0, clock = row * 16 * 256;
         for (; pass < pass_end; pass++, o += 4 * 256) {
             values_begin(o);
@@ -517,7 +521,8 @@ static sight sight_of(const work *w, int64_t base, int64_t end)
         if (any1 > end - 1 + a->window - first) any1 = end - 1 + a->window - first;
         if (all1 > base + a->window - first) all1 = base + a->window - first;
     }
-    sight s = { any0 * w->heads / COLS, (any1 * w->heads + COLS - 1) / COLS, (all0 * w->heads + COLS - 1) / COLS, 0 };
+    sight s = { any0 * w->heads / COLS, (any1 * w->heads + COLS - 1) / COLS,
+                (all0 * w->heads + COLS - 1) / COLS, 0 };
     if (any0 >= any1 || base >= end) s.any1 = s.any0 = 0;
     s.all1 = all1 >= n_tok ? w->n_group : all1 <= 0 ? 0 : all1 * w->heads / COLS;
     if (end - base < KEYS) s.all1 = 0;
@@ -546,17 +551,20 @@ static void attend_span(work *w, int64_t base, int64_t end)
     }
     if (g0 >= g1) return;
     for (int64_t at = base; at < end; at += KVF_BLOCK) {
-        const kvf_f16 *k = (const kvf_f16 *)kvf_kv_slot(a->kv, a->slots[at >> KVF_BLOCK_SHIFT]) + w->part->head_kv * plane;
+        const kvf_f16 *k = kvf_kv_slot(a->kv, a->slots[at >> KVF_BLOCK_SHIFT]);
+        k += w->part->head_kv * plane;
         int64_t n = end - at < KVF_BLOCK ? end - at : KVF_BLOCK;
         convert_k(w, k, n, w->k + (at - base) * width * 2);
         convert_v(w, k + a->n_head_kv * plane, n, w->vt + (at - base) * width);
     }
-    for (int i = 0; i < 3; i++) w->jobs[i].active = false, w->jobs[i].group = w->jobs[i].unit = 0;
+    for (int i = 0; i < 3; i++) w->jobs[i] = (job){ .prob = w->prob[0], .factor = w->jobs[i].factor };
     for (int64_t g = g0; g < g1; g++)
         for (int64_t u = 0; u < n_unit; u++) {
             if (g < see[u].any0 || g >= see[u].any1) continue;
             job *next = &w->jobs[turn % 3];
-            *next = (job){ .group = g, .unit = u, .prob = w->prob[turn & 1], .active = true, .factor = next->factor };
+            *next = (job){
+                .group = g, .unit = u, .prob = w->prob[turn & 1], .active = true, .factor = next->factor
+            };
             advance(w, turn++);
             settle(w, next, g < see[u].all0 || g >= see[u].all1, base + u * KEYS);
         }
@@ -574,15 +582,18 @@ static void write_tile(const work *w, int64_t col, int32_t t)
     const kvf_attn_part *p = w->part;
     const float *src = w->o + (((col / COLS) * w->steps * 2 + t) * 2 + (col % COLS) / 16) * 256;
     __m512 sum = _mm512_load_ps(w->sum + col);
-    __mmask16 some = _mm512_cmp_ps_mask(sum, _mm512_setzero_ps(), _CMP_NEQ_UQ), lanes = tail16(t * 16, w->dim);
+    __mmask16 some = _mm512_cmp_ps_mask(sum, _mm512_setzero_ps(), _CMP_NEQ_UQ),
+              lanes = tail16(t * 16, w->dim);
     __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), sum);
     __m512i m[16];
-    for (int i = 0; i < 16; i++) m[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(src + i * 16), inverse));
+    for (int i = 0; i < 16; i++)
+        m[i] = _mm512_castps_si512(_mm512_mul_ps(_mm512_load_ps(src + i * 16), inverse));
     transpose(m);
     for (int64_t i = 0; i < 16 && col + i < w->n_col; i++) {
         int64_t tok = (col + i) / w->heads, h = (col + i) % w->heads;
         int64_t row = p->o ? col + i : (p->tok0 + tok) * p->a->n_head + p->head_kv * w->heads + h;
-        _mm512_mask_storeu_ps((p->o ? p->o : p->a->o) + row * w->dim + t * 16, lanes, _mm512_castsi512_ps(m[i]));
+        _mm512_mask_storeu_ps((p->o ? p->o : p->a->o) + row * w->dim + t * 16, lanes,
+                              _mm512_castsi512_ps(m[i]));
     }
 }
 
@@ -595,7 +606,8 @@ static void write_results(const work *w)
         int64_t tok = col / w->heads, h = col % w->heads;
         int64_t row = p->o ? col : (p->tok0 + tok) * p->a->n_head + p->head_kv * w->heads + h;
         float sum = w->sum_exact[col];
-        w->lse[row] = sum > 0 ? (float)(0.693147180559945309 * ((double)log2f(sum) - (double)w->neg_m[col])) : -INFINITY;
+        double bits = (double)log2f(sum) - (double)w->neg_m[col];
+        w->lse[row] = sum > 0 ? (float)(0.693147180559945309 * bits) : -INFINITY;
     }
 }
 
@@ -617,13 +629,16 @@ static size_t scratch_bytes(const kvf_attn_args *a, int64_t n_tok)
     return layout(&w, a, n_tok, NULL);
 }
 
-/* Queries whose packed form and sums (8 bytes per padded dim and column) take about 1 MiB, half the
- * L2 of the processors that have AMX; K and V conversion then costs a few percent. */
+/* Queries whose packed form and sums (8 bytes per padded dim and column) take at most about 1 MiB,
+ * half the L2 of the processors that have AMX, in equal parts. With 96 instead of 288 tokens (head_dim
+ * 64, group 7) converting K and V per part costs 10% more. */
 static int64_t tile_tokens(const kvf_attn_args *a)
 {
     int64_t width = (a->head_dim + 31) / 32 * 32, cols = (1 << 20) / (8 * width);
-    int64_t n = cols / (a->n_head / a->n_head_kv) & ~(int64_t)15;
-    return n < 16 ? 16 : n;
+    int64_t most = cols / (a->n_head / a->n_head_kv);
+    if (most < 16) most = 16;
+    int64_t n_part = (a->n_tok + most - 1) / most, even = n_part > 0 ? (a->n_tok + n_part - 1) / n_part : 1;
+    return (even + 15) / 16 * 16;
 }
 
 void kvf_cpu_attn_init_amx(kvf_cpu_ops *ops)

@@ -3,9 +3,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/simd_avx2.h"
 
-#define TILE_M 4        /* 4 x 3 sums, 3 vectors of b, 1 broadcast: all 16 registers */
-#define KEYS 8          /* sums of keys_dot: the 8 that fma latency needs */
-#define PV_PAIR_ROWS 6  /* rows up to which two vectors of sums per row fit */
+#define TILE_M 4       /* 4 x 3 sums, 3 vectors of b, 1 broadcast: all 16 registers */
+#define KEYS 8         /* sums of keys_dot: the 8 that fma latency needs */
+#define PV_PAIR_ROWS 6 /* rows up to which two vectors of sums per row fit */
 
 #include "backend/cpu/attn_tmpl.h"
 

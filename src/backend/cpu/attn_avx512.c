@@ -3,9 +3,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/simd_avx512.h"
 
-#define TILE_M 8        /* 8 x 3 sums, 3 vectors of b, 1 broadcast: 28 of 32 registers */
-#define KEYS 16         /* sums of keys_dot: twice the 8 that fma latency needs */
-#define PV_PAIR_ROWS 8  /* rows up to which two vectors of sums per row fit */
+#define TILE_M 8       /* 8 x 3 sums, 3 vectors of b, 1 broadcast: 28 of 32 registers */
+#define KEYS 16        /* sums of keys_dot: twice the 8 that fma latency needs */
+#define PV_PAIR_ROWS 8 /* rows up to which two vectors of sums per row fit */
 
 #include "backend/cpu/attn_tmpl.h"
 

@@ -28,9 +28,9 @@
 /* One lane vector of query rows. A row that has seen no key has m = -FLT_MAX (finite, so that
  * no difference is NaN) and l = 0. */
 typedef struct lanes {
-    float m[VF_LANES];     /* largest score so far */
-    float l[VF_LANES];     /* sum of 2^(s - m) so far */
-    float alpha[VF_LANES]; /* what the last softmax_lanes asks sums of p v to be multiplied by */
+    float m[VF_LANES];                  /* largest score so far */
+    float l[VF_LANES];                  /* sum of 2^(s - m) so far */
+    float alpha[VF_LANES];              /* what the last softmax_lanes asks sums of p v to be multiplied by */
     int32_t lo[VF_LANES], hi[VF_LANES]; /* keys of the block that the row sees: lo <= key < hi */
 } lanes;
 
@@ -87,12 +87,14 @@ KVF_INLINE void softmax_body(lanes *w, float *s, int64_t stride, int i0, int i1,
     vf_store(w->l, vf_fma(vf_load(w->l), alpha, sum));
 }
 
-static void softmax_lanes(lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked,
-                          float cap)
+static void softmax_lanes(lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked, float cap)
 {
-    if (per == 2) softmax_body(w, s, stride, i0, i1, 2, masked, cap);
-    else if (masked || cap > 0.0f) softmax_body(w, s, stride, i0, i1, 1, masked, cap);
-    else softmax_body(w, s, stride, i0, i1, 1, false, 0.0f);
+    if (per == 2)
+        softmax_body(w, s, stride, i0, i1, 2, masked, cap);
+    else if (masked || cap > 0.0f)
+        softmax_body(w, s, stride, i0, i1, 1, masked, cap);
+    else
+        softmax_body(w, s, stride, i0, i1, 1, false, 0.0f);
 }
 
 /* Result of a row from its maximum, its sum and its unnormalised output x[i * stride]. */

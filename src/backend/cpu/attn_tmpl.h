@@ -16,18 +16,18 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/attn_lanes.h"
 
-#define TILE_N 3                       /* lane vectors of a chunk */
-#define CHUNK (TILE_N * VF_LANES)      /* rows of a whole chunk */
-#define STRIP 8                        /* dims of a strip of packed values, keys of a strip of S */
+#define TILE_N 3                  /* lane vectors of a chunk */
+#define CHUNK (TILE_N * VF_LANES) /* rows of a whole chunk */
+#define STRIP 8                   /* dims of a strip of packed values, keys of a strip of S */
 
 /* Scratch of one part. Chunk c of rows: q and o at c * CHUNK * head_dim, [head_dim][width of the
  * chunk]; its lane vectors at w + c * TILE_N. */
 typedef struct prefill {
     const kvf_attn_part *p;
     int64_t n_row;
-    float *k;  /* [KVF_BLOCK][head_dim] */
-    float *v;  /* [head_dim / STRIP][KVF_BLOCK][STRIP] */
-    float *s;  /* [KVF_BLOCK][CHUNK] */
+    float *k; /* [KVF_BLOCK][head_dim] */
+    float *v; /* [head_dim / STRIP][KVF_BLOCK][STRIP] */
+    float *s; /* [KVF_BLOCK][CHUNK] */
     float *q, *o;
     lanes *w;
 } prefill;
@@ -105,9 +105,12 @@ static void chunk_step(const prefill *f, int64_t chunk, int64_t base)
         for (int i = 0; i < nv * VF_LANES; i++)
             lanes_see(w + i / VF_LANES, f->p, base, i % VF_LANES, row0 + i, f->n_row);
     }
-    if (nv == 3) chunk_block(f, 3, chunk, k0, k1, masked);
-    else if (nv == 2) chunk_block(f, 2, chunk, k0, k1, masked);
-    else chunk_block(f, 1, chunk, k0, k1, masked);
+    if (nv == 3)
+        chunk_block(f, 3, chunk, k0, k1, masked);
+    else if (nv == 2)
+        chunk_block(f, 2, chunk, k0, k1, masked);
+    else
+        chunk_block(f, 1, chunk, k0, k1, masked);
 }
 
 /* Widen one block. Places that hold no key may hold anything: no row reads what comes of them. */

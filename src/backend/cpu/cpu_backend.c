@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "backend/cpu/cpu_ops.h"
+#include "backend/cpu/mm.h"
 
 /* Elements under which an element-wise op is not worth a wake-up (about 5 us of work). */
 enum { SERIAL_ELEMENTS = 32768 };
@@ -354,14 +355,15 @@ static kvf_status pack_x(matmul_task *t, int32_t j, kvf_error *err)
     return KVF_OK;
 }
 
-/* Rows per part. Decode: at least 64 KiB of weights, so that streaming is not cut short. Prefill:
- * about eight parts a thread, so that uneven cores balance. */
+/* Rows per part: up to eight parts a thread, so that uneven cores balance, but the same number for
+ * each. Decode: at least 64 KiB of weights, so that streaming is not cut short. Prefill: at least
+ * 256 rows, since each part reads all packed activations once. */
 static int64_t rows_per_part(const cpu_backend *c, const kvf_weight *w, int64_t n_tok, int64_t align)
 {
-    int64_t parts = (int64_t)c->n_threads * 8;
-    int64_t rows = (w->n_out + parts - 1) / parts;
-    int64_t least = n_tok <= 8 ? (int64_t)(65536 / w->row_bytes) + 1 : 32;
-    if (rows < least) rows = least;
+    int64_t least = n_tok <= KVF_MV_MAX_TOK ? (int64_t)(65536 / w->row_bytes) + 1 : 256;
+    int64_t rounds = w->n_out / (least * c->n_threads);
+    rounds = rounds < 1 ? 1 : rounds > 8 ? 8 : rounds;
+    int64_t parts = rounds * c->n_threads, rows = (w->n_out + parts - 1) / parts;
     return (rows + align - 1) / align * align;
 }
 
@@ -374,7 +376,7 @@ static kvf_status op_matmul(kvf_backend *b, const kvf_matmul_args *a, kvf_error 
     for (int32_t j = 0; j < a->n_w; j++) {
         const kvf_weight *w = a->w[j];
         const kvf_mm_kernel *kernel = t.kernel[j] = c->ops.mm_pick(&c->ops, w->type, a->n_tok, c->f32);
-        if (a->n_tok > 8) c->ran_mm = kernel->name;
+        if (a->n_tok > KVF_MV_MAX_TOK) c->ran_mm = kernel->name;
         else c->ran_mv = kernel->name;
         KVF_TRY(grow_work(c, kernel->scratch_bytes(w->type, a->n_tok, w->n_in), err));
         KVF_TRY(pack_x(&t, j, err));

@@ -20,7 +20,8 @@ KVF_INLINE void from_half(float *dst, const uint8_t *src, bool bf16)
 {
     for (int i = 0; i < 16; i += 8) {
         __m128i h = kvf_load16(src + 2 * i);
-        __m256 v = bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h);
+        __m256 v =
+            bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h);
         _mm256_storeu_ps(dst + i, v);
     }
 }

@@ -12,10 +12,14 @@ KVF_INLINE void put16(float *dst, __m128i bytes, float s, float m)
 KVF_INLINE void from_half(float *dst, const uint8_t *src, bool bf16)
 {
     __m256i h = kvf_load32(src);
-    __m512 v = bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)) : _mm512_cvtph_ps(h);
+    __m512 v =
+        bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)) : _mm512_cvtph_ps(h);
     _mm512_storeu_ps(dst, v);
 }
 
 #include "backend/cpu/dequant_tmpl.h"
 
-void kvf_dequant_avx512(kvf_dtype type, const void *src, float *dst, int64_t n) { dequant(type, src, dst, n); }
+void kvf_dequant_avx512(kvf_dtype type, const void *src, float *dst, int64_t n)
+{
+    dequant(type, src, dst, n);
+}

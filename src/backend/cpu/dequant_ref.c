@@ -21,10 +21,7 @@
 
 #include <string.h>
 
-static float f16_at(const uint8_t *p)
-{
-    return kvf_f32_from_f16((kvf_f16)(p[0] | p[1] << 8));
-}
+static float f16_at(const uint8_t *p) { return kvf_f32_from_f16((kvf_f16)(p[0] | p[1] << 8)); }
 
 static uint32_t u32_at(const uint8_t *p)
 {

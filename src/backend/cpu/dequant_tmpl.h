@@ -30,7 +30,8 @@ KVF_INLINE void blocks_k(kvf_dtype type, const uint8_t *p, float *dst, int64_t n
         float d = kvf_f16_at(p), dmin = kvf_f16_at(p + 2);
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++)
-            put32(dst + i + 32 * j, kvf_unpack256(type, p, j), d * (float)scale[j], dmin * (float)scale[j + 8]);
+            put32(dst + i + 32 * j, kvf_unpack256(type, p, j), d * (float)scale[j],
+                  dmin * (float)scale[j + 8]);
     }
 }
 

@@ -6,10 +6,10 @@
  *
  *     packed x   [n_tok / 16][n_in / 32] tiles; row j of a tile: words 2j, 2j + 1 of the line order
  *                (mm_unpack_amx.h) for 16 tokens. Rows and columns past the end are zeros.
- *     panel      [2][CHUNK / 32] tiles of 32 weight rows
+ *     panel      [2][LINES] tiles of 32 weight rows
  *
- * Loops, outermost first: GROUP_ROWS rows, GROUP_TOK tokens, CHUNK columns, 32 rows (unpacked here),
- * 32 tokens. The panel stays in L1, the tokens' part of x and the sums between chunks in L2.
+ * Loops, outermost first: GROUP_ROWS rows, GROUP_TOK tokens, a chunk of columns, 32 rows,
+ * 32 tokens. The chunk of x and the sums between chunks stay in L2, the panel in L1 if it fits.
  *
  * Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -17,13 +17,14 @@
 #include "backend/cpu/mm_unpack_amx.h"
 
 enum {
-    CHUNK = 256,     /* columns: 16 KiB of panel in L1. 512 thrash it, 128 move the sums too often */
+    CHUNK = 512,      /* columns: less moves the sums too often, more loses L1 */
+    CHUNK_ONE = 1024, /* up to this many columns: one chunk, and no sums to move at all */
     GROUP_ROWS = 256,
-    GROUP_TOK = 512, /* sums 512 KiB, x 256 KiB */
+    GROUP_TOK = 512, /* sums 512 KiB, x 512 KiB */
     PANEL_ROWS = 32,
-    LINES = CHUNK / 32,                      /* tiles of a chunk */
-    HALF_PANEL = LINES * KVF_AMX_TILE,       /* bytes of 16 rows of the panel */
-    BLOCK_BYTES = 4 * KVF_AMX_TILE,          /* sums of 32 rows x 32 tokens */
+    LINES = CHUNK_ONE / 32,            /* tiles of the longest chunk */
+    HALF_PANEL = LINES * KVF_AMX_TILE, /* bytes of 16 rows of the panel */
+    BLOCK_BYTES = 4 * KVF_AMX_TILE,    /* sums of 32 rows x 32 tokens */
     TOK_PAIRS = GROUP_TOK / 32
 };
 
@@ -173,7 +174,7 @@ static void tile_to_y(const kvf_mm_part *p, const float *sum, int64_t row, int64
 {
     int64_t n_row = p->row1 - row, n_tok = at_most(p->n_tok - tok, 16);
     if (n_row <= 0) return;
-    __mmask16 m = n_row >= 16 ? 0xffff : (__mmask16)((1u << n_row) - 1u);
+    __mmask16 m = (__mmask16)(n_row >= 16 ? 0xffffu : (1u << n_row) - 1u);
     __m512 bias = p->bias ? _mm512_maskz_loadu_ps(m, p->bias + row) : _mm512_setzero_ps();
     float *y = p->y + tok * p->y_stride + row;
     for (int c = 0; 4 * c < n_tok; c++) {
@@ -222,12 +223,14 @@ typedef struct step {
     int64_t row, k0, k1;
 } step;
 
+static int64_t chunk(int64_t n_in) { return n_in <= CHUNK_ONE ? CHUNK_ONE : CHUNK; }
+
 static int64_t n_panel(const group *g) { return (g->row1 - g->row0 + PANEL_ROWS - 1) / PANEL_ROWS; }
 
 static step step_at(const group *g, int64_t i)
 {
-    int64_t k0 = i / n_panel(g) * CHUNK;
-    return (step){ g->row0 + i % n_panel(g) * PANEL_ROWS, k0, at_most(k0 + CHUNK, g->p->w->n_in) };
+    int64_t size = chunk(g->p->w->n_in), k0 = i / n_panel(g) * size;
+    return (step){ g->row0 + i % n_panel(g) * PANEL_ROWS, k0, at_most(k0 + size, g->p->w->n_in) };
 }
 
 /* Rows i0..i1 of a panel; those past the end are zeros. */
@@ -237,9 +240,11 @@ static void rows_unpack(const group *g, step s, int64_t i0, int64_t i1, uint8_t 
     for (int64_t i = i0; i < i1; i++) {
         uint8_t *line = panel + i / 16 * HALF_PANEL + i % 16 * 64;
         if (s.row + i < g->row1) {
-            amx_unpack(w->type, (const uint8_t *)w->data + (size_t)(s.row + i) * w->row_bytes, s.k0, s.k1, line);
+            amx_unpack(w->type, (const uint8_t *)w->data + (size_t)(s.row + i) * w->row_bytes, s.k0, s.k1,
+                       line);
         } else {
-            for (int64_t l = 0; l < LINES; l++) _mm512_store_si512(line + l * KVF_AMX_TILE, _mm512_setzero_si512());
+            for (int64_t l = 0; l < LINES; l++)
+                _mm512_store_si512(line + l * KVF_AMX_TILE, _mm512_setzero_si512());
         }
     }
 }
@@ -259,23 +264,29 @@ static void panel_product(const group *g, step s, const uint8_t *panel, const st
     for (int64_t i = 0; i < n_block; i++, sums += BLOCK_BYTES) {
         int64_t tok = g->tok0 + 32 * i;
         const uint8_t *x0 = (const uint8_t *)p->x + (size_t)(tok / 16 * lines + s.k0 / 32) * KVF_AMX_TILE;
-        if (first) sums_zero();
-        else sums_load(sums);
+        if (first)
+            sums_zero();
+        else
+            sums_load(sums);
         if (last) y_prefetch(p, s.row, tok);
-        if (g->tok1 - tok > 16) product_2x2(panel, x0, x0 + lines * KVF_AMX_TILE, n);
-        else product_2x1(panel, x0, n);
+        if (g->tok1 - tok > 16)
+            product_2x2(panel, x0, x0 + lines * KVF_AMX_TILE, n);
+        else
+            product_2x1(panel, x0, n);
         int64_t rows_end = at_most(rows_done + rows_each, PANEL_ROWS);
         if (next) rows_unpack(g, *next, rows_done, rows_end, next_panel);
         rows_done = rows_end;
         if (last && i > 0) block_to_y(p, (const float *)(const void *)done[(i - 1) & 1], s.row, tok - 32);
         sums_store(last ? done[i & 1] : sums);
     }
-    if (last) block_to_y(p, (const float *)(const void *)done[(n_block - 1) & 1], s.row, g->tok0 + 32 * (n_block - 1));
+    if (last)
+        block_to_y(p, (const float *)(const void *)done[(n_block - 1) & 1], s.row,
+                   g->tok0 + 32 * (n_block - 1));
 }
 
 static void run_group(const group *g)
 {
-    int64_t n = (g->p->w->n_in + CHUNK - 1) / CHUNK * n_panel(g);
+    int64_t size = chunk(g->p->w->n_in), n = (g->p->w->n_in + size - 1) / size * n_panel(g);
     rows_unpack(g, step_at(g, 0), 0, PANEL_ROWS, g->panel[0]);
     for (int64_t i = 0; i < n; i++) {
         step next = step_at(g, i + 1);
@@ -286,7 +297,7 @@ static void run_group(const group *g)
 static size_t scratch_bytes(kvf_dtype type, int64_t n_tok, int64_t n_in)
 {
     (void)type, (void)n_tok;
-    size_t sums = n_in > CHUNK ? (size_t)(GROUP_ROWS / PANEL_ROWS * TOK_PAIRS) * BLOCK_BYTES : 0;
+    size_t sums = n_in > CHUNK_ONE ? (size_t)(GROUP_ROWS / PANEL_ROWS * TOK_PAIRS) * BLOCK_BYTES : 0;
     return 4 * (size_t)HALF_PANEL + sums;
 }
 
@@ -305,6 +316,11 @@ static void run(const kvf_mm_part *p)
     _tile_release();
 }
 
-const kvf_mm_kernel kvf_mm_amx_bf16 = { .name = "amx_bf16", .x_form = KVF_X_BF16, .row_align = PANEL_ROWS,
-                                        .x_bytes = x_bytes, .pack_align = 16, .pack = pack,
-                                        .scratch_bytes = scratch_bytes, .run = run };
+const kvf_mm_kernel kvf_mm_amx_bf16 = { .name = "amx_bf16",
+                                        .x_form = KVF_X_BF16,
+                                        .row_align = PANEL_ROWS,
+                                        .x_bytes = x_bytes,
+                                        .pack_align = 16,
+                                        .pack = pack,
+                                        .scratch_bytes = scratch_bytes,
+                                        .run = run };

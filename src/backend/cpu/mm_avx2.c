@@ -25,7 +25,7 @@ enum {
     TOK = 2,                       /* tokens of the largest kernel */
     STEP = 8,                      /* blocks unpacked at a time: 256 weights of a row */
     PANELS_MAX = 8,
-    PANELS_BYTES = 128 * 1024      /* half the L2 of a small core */
+    PANELS_BYTES = 128 * 1024 /* half the L2 of a small core */
 };
 
 /* What differs between types in the product. */
@@ -87,7 +87,8 @@ static void panel_step(const kvf_mm_part *part, const panel *p, int64_t row, int
     for (int64_t half = 0; half < 2; half++) {
         for (int64_t i = 0; i < 8; i++) {
             int64_t r = row + 8 * half + i;
-            q8_row_out o = { rows + 256 * i, p->pair + block * BLOCK_PAIRS + 8 * half + i, PANEL_ROWS, BLOCK_PAIRS };
+            q8_row_out o = { rows + 256 * i, p->pair + block * BLOCK_PAIRS + 8 * half + i, PANEL_ROWS,
+                             BLOCK_PAIRS };
             if (r < part->row1) {
                 q8_unpack(w->type, (const uint8_t *)w->data + (size_t)r * w->row_bytes, block, n, &o);
                 continue;
@@ -120,11 +121,13 @@ INLINE __m256i four(const int8_t *q)
 
 INLINE __m256i pairs_of(__m256i w, __m256i x, bool is_signed)
 {
-    return is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
+    return is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                     : _mm256_maddubs_epi16(w, x);
 }
 
 /* s[2t], s[2t + 1] += products of quads q0..q1 of a block for 16 rows and token t. */
-INLINE void dots(const uint8_t *code, const int8_t *const *x, int q0, int q1, int n_tok, bool is_signed, __m256i *s)
+INLINE void dots(const uint8_t *code, const int8_t *const *x, int q0, int q1, int n_tok, bool is_signed,
+                 __m256i *s)
 {
     __m256i h[2 * TOK];
     for (int q = q0; q < q1; q++) {
@@ -251,13 +254,20 @@ static void run(const kvf_mm_part *p)
             }
             for (int64_t i = 0; i < n; i++) {
                 panel w = panel_at(mem + (size_t)i * bytes, n_block);
-                if (step == TOK) product_2(p, &w, &k, row + i * PANEL_ROWS, tok);
-                else product_1(p, &w, &k, row + i * PANEL_ROWS, tok);
+                if (step == TOK)
+                    product_2(p, &w, &k, row + i * PANEL_ROWS, tok);
+                else
+                    product_1(p, &w, &k, row + i * PANEL_ROWS, tok);
             }
         }
     }
 }
 
-const kvf_mm_kernel kvf_mm_avx2_q8 = { .name = "avx2_int8", .x_form = KVF_X_Q8, .row_align = PANEL_ROWS,
-                                       .x_bytes = kvf_q8_x_bytes, .pack_align = 1, .pack = kvf_q8_pack_avx2,
-                                       .scratch_bytes = scratch_bytes, .run = run };
+const kvf_mm_kernel kvf_mm_avx2_q8 = { .name = "avx2_int8",
+                                       .x_form = KVF_X_Q8,
+                                       .row_align = PANEL_ROWS,
+                                       .x_bytes = kvf_q8_x_bytes,
+                                       .pack_align = 1,
+                                       .pack = kvf_q8_pack_avx2,
+                                       .scratch_bytes = scratch_bytes,
+                                       .run = run };

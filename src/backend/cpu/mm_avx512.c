@@ -88,7 +88,8 @@ static void panel_step(const kvf_mm_part *part, panel *p, int64_t row, int64_t b
     for (int64_t half = 0; half < 2; half++) {
         for (int64_t i = 0; i < 16; i++) {
             int64_t r = row + 16 * half + i;
-            q8_row_out o = { rows + 256 * i, p->pair + at * BLOCK_PAIRS + 16 * half + i, PANEL_ROWS, BLOCK_PAIRS };
+            q8_row_out o = { rows + 256 * i, p->pair + at * BLOCK_PAIRS + 16 * half + i, PANEL_ROWS,
+                             BLOCK_PAIRS };
             if (r < part->row1) {
                 q8_unpack(w->type, (const uint8_t *)w->data + (size_t)r * w->row_bytes, block, n, &o);
                 continue;
@@ -113,10 +114,10 @@ static void panel_unpack(const kvf_mm_part *part, panel *p, int64_t row, int64_t
 /* Up to TOK tokens over the blocks of a chunk. */
 typedef struct tokens {
     _Alignas(64) float d[TOK][CHUNK];
-    int32_t start[TOK][CHUNK]; /* START, for SYM - off * sum */
-    float sum[TOK][CHUNK];     /* MIN */
+    int32_t start[TOK][CHUNK];        /* START, for SYM - off * sum */
+    float sum[TOK][CHUNK];            /* MIN */
     uint8_t shifted[TOK][32 * CHUNK]; /* HALF: q + 128 */
-    const int8_t *q;           /* rows q_gap bytes apart */
+    const int8_t *q;                  /* rows q_gap bytes apart */
     size_t q_gap;
     int64_t n_block;
 } tokens;
@@ -133,12 +134,13 @@ INLINE __m512i four(const int8_t *q)
 /* One quad of 32 rows with n_tok tokens. Three tokens per base register: x, x + gap, x + 2 gap. */
 INLINE void quad(const uint8_t *code, const int8_t *x, size_t gap, int n_tok, bool x_unsigned, __m512i *s)
 {
-    const int8_t *x3 = x + 3 * gap;
+    const int8_t *x3 = n_tok > 3 ? x + 3 * gap : x;
     __m512i w0 = _mm512_load_si512(code), w1 = _mm512_load_si512(code + 64);
     for (int t = 0; t < n_tok; t++) {
         __m512i v = four(t < 3 ? x + (size_t)t * gap : x3 + (size_t)(t - 3) * gap);
         s[2 * t] = x_unsigned ? _mm512_dpbusd_epi32(s[2 * t], v, w0) : _mm512_dpbusd_epi32(s[2 * t], w0, v);
-        s[2 * t + 1] = x_unsigned ? _mm512_dpbusd_epi32(s[2 * t + 1], v, w1) : _mm512_dpbusd_epi32(s[2 * t + 1], w1, v);
+        s[2 * t + 1] =
+            x_unsigned ? _mm512_dpbusd_epi32(s[2 * t + 1], v, w1) : _mm512_dpbusd_epi32(s[2 * t + 1], w1, v);
     }
 }
 
@@ -152,7 +154,8 @@ INLINE void quads_4(const uint8_t *code, const int8_t *x, size_t gap, int n_tok,
 }
 
 /* f += pair * d * sums of block b. */
-INLINE void add_scaled(const tokens *k, int64_t b, const float *pair, q8_kind kind, int n_tok, const __m512i *s, __m512 *f)
+INLINE void add_scaled(const tokens *k, int64_t b, const float *pair, q8_kind kind, int n_tok,
+                       const __m512i *s, __m512 *f)
 {
     __m512 scale[2] = { _mm512_load_ps(pair), _mm512_load_ps(pair + 16) }, back[2];
     for (int j = 0; j < 2; j++) back[j] = _mm512_mul_ps(scale[j], _mm512_set1_ps(START_F));
@@ -207,7 +210,7 @@ INLINE void to_y(const place *at, int n_tok, const __m512 *f)
     for (int j = 0; j < 2; j++) {
         int64_t r = at->row + 16 * j, n = p->row1 - r;
         if (n <= 0) return;
-        __mmask16 m = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1u);
+        __mmask16 m = (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
         __m512 bias = p->bias && at->first ? _mm512_maskz_loadu_ps(m, p->bias + r) : _mm512_setzero_ps();
         for (int t = 0; t < n_tok; t++) {
             float *y = p->y + (at->tok + t) * p->y_stride + r;
@@ -227,9 +230,12 @@ INLINE void product(const place *at, const panel *w, const tokens *k, int n_tok)
         __builtin_prefetch(y, 1, 3);
         __builtin_prefetch(y + 16, 1, 3);
     }
-    if (kind == Q8_SYM) kernel(w, k, Q8_SYM, n_tok, f);
-    else if (kind == Q8_MIN) kernel(w, k, Q8_MIN, n_tok, f);
-    else kernel(w, k, Q8_HALF, n_tok, f);
+    if (kind == Q8_SYM)
+        kernel(w, k, Q8_SYM, n_tok, f);
+    else if (kind == Q8_MIN)
+        kernel(w, k, Q8_MIN, n_tok, f);
+    else
+        kernel(w, k, Q8_HALF, n_tok, f);
     to_y(at, n_tok, f);
 }
 
@@ -246,7 +252,7 @@ typedef struct job {
     kvf_q8_row x; /* of token 0 */
     size_t q_gap;
     q8_kind kind;
-    __m512i off;  /* -offset of the type */
+    __m512i off; /* -offset of the type */
 } job;
 
 /* Blocks block .. block + CHUNK of n_tok tokens. Arrays of d and sum are padded to 16 elements in x. */
@@ -267,7 +273,8 @@ static void tokens_take(const job *j, int64_t tok, int n_tok, int64_t block, tok
         }
         if (j->kind != Q8_HALF) continue;
         for (int64_t i = 0; i < 32 * k->n_block; i += 64)
-            _mm512_store_si512(k->shifted[t] + i, _mm512_xor_si512(_mm512_load_si512(q + i), _mm512_set1_epi8((char)0x80)));
+            _mm512_store_si512(k->shifted[t] + i,
+                               _mm512_xor_si512(_mm512_load_si512(q + i), _mm512_set1_epi8((char)0x80)));
     }
     if (j->kind != Q8_HALF) return;
     k->q = (const int8_t *)k->shifted[0];
@@ -286,9 +293,12 @@ static void run_panels(const job *j, int64_t row, int64_t end, int64_t block, in
         const panel *w = j->w;
         for (int64_t r = row; r < end; r += PANEL_ROWS, w++) {
             place at = { j->p, r, tok, block == 0 };
-            if (step == 6) product_6(&at, w, &k);
-            else if (step == 2) product_2(&at, w, &k);
-            else product_1(&at, w, &k);
+            if (step == 6)
+                product_6(&at, w, &k);
+            else if (step == 2)
+                product_2(&at, w, &k);
+            else
+                product_1(&at, w, &k);
         }
         tok += step;
     }
@@ -304,7 +314,11 @@ static void run(const kvf_mm_part *p)
 {
     int64_t n_block = p->w->n_in / 32;
     kvf_dtype type = p->w->type;
-    job j = { p, p->scratch, kvf_q8_row_at(p->x, 0, p->w->n_in), kvf_q8_row_bytes(p->w->n_in), q8_kind_of(type),
+    job j = { p,
+              p->scratch,
+              kvf_q8_row_at(p->x, 0, p->w->n_in),
+              kvf_q8_row_bytes(p->w->n_in),
+              q8_kind_of(type),
               _mm512_set1_epi32(-q8_offset(type)) };
     for (int64_t group = p->row0; group < p->row1; group += GROUP_ROWS) {
         int64_t end = at_most(group + GROUP_ROWS, p->row1);
@@ -317,6 +331,11 @@ static void run(const kvf_mm_part *p)
     }
 }
 
-const kvf_mm_kernel kvf_mm_avx512_q8 = { .name = "avx512_vnni", .x_form = KVF_X_Q8, .row_align = PANEL_ROWS,
-                                         .x_bytes = kvf_q8_x_bytes, .pack_align = 1, .pack = kvf_q8_pack_avx512,
-                                         .scratch_bytes = scratch_bytes, .run = run };
+const kvf_mm_kernel kvf_mm_avx512_q8 = { .name = "avx512_vnni",
+                                         .x_form = KVF_X_Q8,
+                                         .row_align = PANEL_ROWS,
+                                         .x_bytes = kvf_q8_x_bytes,
+                                         .pack_align = 1,
+                                         .pack = kvf_q8_pack_avx512,
+                                         .scratch_bytes = scratch_bytes,
+                                         .run = run };

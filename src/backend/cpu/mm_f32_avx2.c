@@ -28,14 +28,27 @@ KVF_TILE float vec_sum(vec v)
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-KVF_TILE void unpack(kvf_dtype type, const void *src, float *dst, int64_t n) { kvf_dequant_avx2(type, src, dst, n); }
+KVF_TILE void unpack(kvf_dtype type, const void *src, float *dst, int64_t n)
+{
+    kvf_dequant_avx2(type, src, dst, n);
+}
 
 #include "backend/cpu/mm_f32_tmpl.h"
 
-const kvf_mm_kernel kvf_mm_avx2_f32 = { .name = "avx2_f32", .x_form = KVF_X_F32, .row_align = TILE_ROW,
-                                        .x_bytes = kvf_f32_x_bytes, .pack_align = 1, .pack = kvf_f32_pack,
-                                        .scratch_bytes = prefill_scratch, .run = run_prefill };
+const kvf_mm_kernel kvf_mm_avx2_f32 = { .name = "avx2_f32",
+                                        .x_form = KVF_X_F32,
+                                        .row_align = TILE_ROW,
+                                        .x_bytes = kvf_f32_x_bytes,
+                                        .pack_align = 1,
+                                        .pack = kvf_f32_pack,
+                                        .scratch_bytes = prefill_scratch,
+                                        .run = run_prefill };
 
-const kvf_mm_kernel kvf_mv_avx2_f32 = { .name = "avx2_f32_mv", .x_form = KVF_X_F32, .row_align = TILE_ROW,
-                                        .x_bytes = kvf_f32_x_bytes, .pack_align = 1, .pack = kvf_f32_pack,
-                                        .scratch_bytes = decode_scratch, .run = run_decode };
+const kvf_mm_kernel kvf_mv_avx2_f32 = { .name = "avx2_f32_mv",
+                                        .x_form = KVF_X_F32,
+                                        .row_align = TILE_ROW,
+                                        .x_bytes = kvf_f32_x_bytes,
+                                        .pack_align = 1,
+                                        .pack = kvf_f32_pack,
+                                        .scratch_bytes = decode_scratch,
+                                        .run = run_decode };

@@ -11,13 +11,13 @@
 #include "backend/cpu/mm_q8.h"
 
 #define TILE_ROW 4
-#define KBLOCK 1024      /* a multiple of every block size; 4 KB of x per token stay in L1 */
-#define PANEL_ROWS 32    /* 128 KB of unpacked weights: half of the smallest L2 */
+#define KBLOCK 1024   /* a multiple of every block size; 4 KB of x per token stay in L1 */
+#define PANEL_ROWS 32 /* 128 KB of unpacked weights: half of the smallest L2 */
 
 /* Columns k0 .. k0 + n of a few rows, as f32, and what to do with the sums. */
 typedef struct panel {
     const kvf_mm_part *p;
-    int64_t row, n_row; /* rows of the part */
+    int64_t row, step, n_row; /* rows row, row + step, ...: n_row of them */
     int64_t k0, n;
     const float *w; /* row r at w + r * stride */
     int64_t stride;
@@ -26,8 +26,9 @@ typedef struct panel {
 static void put(const panel *a, int64_t t, int64_t r, float v)
 {
     const kvf_mm_part *p = a->p;
-    float *y = &p->y[t * p->y_stride + a->row + r];
-    if (a->k0 == 0 && p->bias) v += p->bias[a->row + r];
+    int64_t row = a->row + r * a->step;
+    float *y = &p->y[t * p->y_stride + row];
+    if (a->k0 == 0 && p->bias) v += p->bias[row];
     *y = a->k0 > 0 || p->accumulate ? *y + v : v;
 }
 
@@ -77,31 +78,50 @@ static void multiply(const panel *a)
         for (int64_t r = 0; r < a->n_row; r += TILE_ROW) tile(a, r, t, 1);
 }
 
-static void run_rows(const kvf_mm_part *p, int64_t rows)
+/* All columns of a->n_row rows. Decode waits for memory, so it asks for the next columns before it
+ * unpacks these. */
+static void run_panel(panel *a, bool prefetch)
 {
-    const kvf_weight *w = p->w;
-    for (int64_t row = p->row0; row < p->row1; row += rows) {
-        panel a = { .p = p, .row = row, .n_row = p->row1 - row < rows ? p->row1 - row : rows };
-        for (a.k0 = 0; a.k0 < w->n_in; a.k0 += KBLOCK) {
-            a.n = w->n_in - a.k0 < KBLOCK ? w->n_in - a.k0 : KBLOCK;
-            const char *src = (const char *)w->data + (size_t)row * w->row_bytes + kvf_dtype_row_bytes(w->type, a.k0);
-            if (w->type == KVF_DTYPE_F32) { /* in place */
-                a.w = (const float *)(const void *)src;
-                a.stride = (int64_t)(w->row_bytes / sizeof(float));
-            } else {
-                float *to = p->scratch;
-                for (int64_t r = 0; r < a.n_row; r++)
-                    unpack(w->type, src + (size_t)r * w->row_bytes, to + r * KBLOCK, a.n);
-                a.w = to;
-                a.stride = KBLOCK;
-            }
-            multiply(&a);
+    const kvf_weight *w = a->p->w;
+    size_t step = (size_t)a->step * w->row_bytes;
+    for (a->k0 = 0; a->k0 < w->n_in; a->k0 += KBLOCK) {
+        a->n = w->n_in - a->k0 < KBLOCK ? w->n_in - a->k0 : KBLOCK;
+        const char *src =
+            (const char *)w->data + (size_t)a->row * w->row_bytes + kvf_dtype_row_bytes(w->type, a->k0);
+        size_t bytes = kvf_dtype_row_bytes(w->type, a->n);
+        float *to = a->p->scratch;
+        bool in_place = w->type == KVF_DTYPE_F32;
+        for (int64_t r = 0; r < a->n_row; r++) {
+            const char *row = src + (size_t)r * step;
+            if (prefetch)
+                for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(row + bytes + i, _MM_HINT_T1);
+            if (!in_place) unpack(w->type, row, to + r * KBLOCK, a->n);
         }
+        a->w = in_place ? (const float *)(const void *)src : to;
+        a->stride = in_place ? (int64_t)(step / sizeof(float)) : KBLOCK;
+        multiply(a);
     }
 }
 
-static void run_prefill(const kvf_mm_part *p) { run_rows(p, PANEL_ROWS); }
-static void run_decode(const kvf_mm_part *p) { run_rows(p, TILE_ROW); }
+static void run_prefill(const kvf_mm_part *p)
+{
+    for (int64_t row = p->row0; row < p->row1; row += PANEL_ROWS) {
+        panel a = { .p = p, .row = row, .step = 1 };
+        a.n_row = p->row1 - row < PANEL_ROWS ? p->row1 - row : PANEL_ROWS;
+        run_panel(&a, false);
+    }
+}
+
+/* One row of each quarter of the part at a time: four streams keep more reads in flight. */
+static void run_decode(const kvf_mm_part *p)
+{
+    int64_t step = (p->row1 - p->row0 + TILE_ROW - 1) / TILE_ROW;
+    for (int64_t row = p->row0; row < p->row0 + step; row++) {
+        panel a = { .p = p, .row = row, .step = step, .n_row = TILE_ROW };
+        while (row + (a.n_row - 1) * step >= p->row1) a.n_row--;
+        run_panel(&a, true);
+    }
+}
 
 static size_t prefill_scratch(kvf_dtype type, int64_t n_tok, int64_t n_in)
 {

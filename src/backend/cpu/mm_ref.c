@@ -50,7 +50,7 @@ static void q8_block(const float *x, int64_t n, int8_t *q, float *d, int32_t *su
     *sum = 0;
     for (int64_t i = 0; i < n; i++) {
         float r = *d > 0.0f ? x[i] / *d : 0.0f;
-        if (!(r == r)) r = 0.0f; /* inf / inf */
+        if (!(r == r)) r = 0.0f;                             /* inf / inf */
         r = r > 127.0f ? 127.0f : r < -127.0f ? -127.0f : r; /* d was rounded: subnormals pass 127 */
         int v = round_even(r);
         q[i] = (int8_t)v;
@@ -186,14 +186,29 @@ static void run_q8(const kvf_mm_part *p)
     }
 }
 
-const kvf_mm_kernel kvf_mm_ref_f32 = { .name = "ref_f32", .x_form = KVF_X_F32, .row_align = 1,
-                                       .x_bytes = kvf_f32_x_bytes, .pack_align = 1, .pack = kvf_f32_pack,
-                                       .scratch_bytes = row_scratch, .run = run_f32 };
+const kvf_mm_kernel kvf_mm_ref_f32 = { .name = "ref_f32",
+                                       .x_form = KVF_X_F32,
+                                       .row_align = 1,
+                                       .x_bytes = kvf_f32_x_bytes,
+                                       .pack_align = 1,
+                                       .pack = kvf_f32_pack,
+                                       .scratch_bytes = row_scratch,
+                                       .run = run_f32 };
 
-const kvf_mm_kernel kvf_mm_ref_q8 = { .name = "ref_q8", .x_form = KVF_X_Q8, .row_align = 1,
-                                      .x_bytes = kvf_q8_x_bytes, .pack_align = 1, .pack = kvf_q8_pack_ref,
-                                      .scratch_bytes = sums_scratch, .run = run_q8 };
+const kvf_mm_kernel kvf_mm_ref_q8 = { .name = "ref_q8",
+                                      .x_form = KVF_X_Q8,
+                                      .row_align = 1,
+                                      .x_bytes = kvf_q8_x_bytes,
+                                      .pack_align = 1,
+                                      .pack = kvf_q8_pack_ref,
+                                      .scratch_bytes = sums_scratch,
+                                      .run = run_q8 };
 
-const kvf_mm_kernel kvf_mm_ref_bf16 = { .name = "ref_bf16", .x_form = KVF_X_BF16, .row_align = 1,
-                                        .x_bytes = bf16_x_bytes, .pack_align = 1, .pack = bf16_pack,
-                                        .scratch_bytes = row_scratch, .run = run_bf16 };
+const kvf_mm_kernel kvf_mm_ref_bf16 = { .name = "ref_bf16",
+                                        .x_form = KVF_X_BF16,
+                                        .row_align = 1,
+                                        .x_bytes = bf16_x_bytes,
+                                        .pack_align = 1,
+                                        .pack = bf16_pack,
+                                        .scratch_bytes = row_scratch,
+                                        .run = run_bf16 };

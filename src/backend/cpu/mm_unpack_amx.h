@@ -36,8 +36,9 @@ static inline __m512 amx_iota(float first)
 /* Where the words 0..31 come from to be in even-odd order. */
 static inline __m512i amx_even_odd(void)
 {
-    __m512i i = _mm512_cvtepu8_epi16(_mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 1,
-                                                      3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+    __m512i i =
+        _mm512_cvtepu8_epi16(_mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 1, 3,
+                                              5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
     return i;
 }
 
@@ -136,7 +137,8 @@ static inline void amx_unpack_q8_0(const uint8_t *src, int64_t n, uint8_t *dst)
         __m512i pair = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(src + 2)));
         __m512i even = _mm512_slli_epi32(pair, 24);
         __m512i odd = _mm512_slli_epi32(_mm512_srli_epi32(pair, 8), 24);
-        __m512 lo = _mm512_mul_ps(_mm512_cvtepi32_ps(even), d), hi = _mm512_mul_ps(_mm512_cvtepi32_ps(odd), d);
+        __m512 lo = _mm512_mul_ps(_mm512_cvtepi32_ps(even), d),
+               hi = _mm512_mul_ps(_mm512_cvtepi32_ps(odd), d);
         _mm512_store_si512(dst, amx_bf16(lo, hi));
     }
 }
@@ -146,10 +148,10 @@ static inline void amx_k_scales(const uint8_t *src, float out[16])
 {
     uint32_t s[3], u[4];
     memcpy(s, src + 4, sizeof s);
-    u[0] = s[0] & 0x3f3f3f3fu;                                           /* scales 0..3 */
-    u[1] = (s[2] & 0x0f0f0f0fu) | ((s[0] >> 2) & 0x30303030u);           /* scales 4..7 */
-    u[2] = s[1] & 0x3f3f3f3fu;                                           /* mins 0..3 */
-    u[3] = ((s[2] >> 4) & 0x0f0f0f0fu) | ((s[1] >> 2) & 0x30303030u);    /* mins 4..7 */
+    u[0] = s[0] & 0x3f3f3f3fu;                                        /* scales 0..3 */
+    u[1] = (s[2] & 0x0f0f0f0fu) | ((s[0] >> 2) & 0x30303030u);        /* scales 4..7 */
+    u[2] = s[1] & 0x3f3f3f3fu;                                        /* mins 0..3 */
+    u[3] = ((s[2] >> 4) & 0x0f0f0f0fu) | ((s[1] >> 2) & 0x30303030u); /* mins 4..7 */
     __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)u)));
     __m512 d = _mm512_mask_blend_ps(0xff00, amx_f16(src), amx_f16(src + 2));
     _mm512_store_ps(out, _mm512_mul_ps(v, d));
@@ -164,7 +166,8 @@ static inline void amx_unpack_q4_k(const uint8_t *src, int64_t n, uint8_t *dst)
         for (int j = 0; j < 8; j += 2, dst += 2 * KVF_AMX_TILE) {
             __m512i q = amx_bytes32(src + 16 + 16 * j);
             __m512 v = _mm512_fmsub_ps(amx_iota(0), _mm512_set1_ps(scale[j]), _mm512_set1_ps(scale[j + 8]));
-            __m512 w = _mm512_fmsub_ps(amx_iota(0), _mm512_set1_ps(scale[j + 1]), _mm512_set1_ps(scale[j + 9]));
+            __m512 w =
+                _mm512_fmsub_ps(amx_iota(0), _mm512_set1_ps(scale[j + 1]), _mm512_set1_ps(scale[j + 9]));
             __m512i a = _mm512_permutexvar_epi16(_mm512_srlv_epi16(q, low), amx_bf16(v, v));
             __m512i b = _mm512_permutexvar_epi16(_mm512_srlv_epi16(q, high), amx_bf16(w, w));
             _mm512_store_si512(dst, a);
@@ -185,7 +188,8 @@ static inline void amx_unpack_q5_k(const uint8_t *src, int64_t n, uint8_t *dst)
         for (int j = 0; j < 8; j++, dst += KVF_AMX_TILE) {
             __m512i nib = _mm512_srlv_epi16(amx_bytes32(src + 48 + 16 * (j & ~1)), (j & 1) ? high : low);
             __m512 s = _mm512_set1_ps(scale[j]), m = _mm512_set1_ps(scale[j + 8]);
-            __m512i values = amx_bf16(_mm512_fmsub_ps(amx_iota(0), s, m), _mm512_fmsub_ps(amx_iota(16), s, m));
+            __m512i values =
+                amx_bf16(_mm512_fmsub_ps(amx_iota(0), s, m), _mm512_fmsub_ps(amx_iota(16), s, m));
             _mm512_store_si512(dst, _mm512_permutexvar_epi16(amx_code5(nib, h), values));
             h = _mm512_srli_epi16(h, 1);
         }
@@ -217,8 +221,8 @@ static inline void amx_unpack_q6_k(const uint8_t *src, int64_t n, uint8_t *dst)
     const __m512i spread = amx_words4(0, 1, 2, 3);
     for (int64_t i = 0; i < n; i++, src += 210) {
         __m512 d = amx_f16(src + 208);
-        __m512i scale =
-            _mm512_cvtepi8_epi16(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(src + 192))));
+        __m512i scale = _mm512_cvtepi8_epi16(
+            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(src + 192))));
         for (int half = 0; half < 2; half++, dst += 4 * KVF_AMX_TILE) {
             __m512i ql = _mm512_loadu_si512(src + 64 * half), qh = amx_bytes32(src + 128 + 32 * half);
             __m512i h01 = _mm512_and_si512(_mm512_sllv_epi16(qh, up01), top);
@@ -227,7 +231,8 @@ static inline void amx_unpack_q6_k(const uint8_t *src, int64_t n, uint8_t *dst)
             __m512i c23 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(ql, 4), nib), h23);
             short at = (short)(8 * half);
             __m512i s01 = _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16(at)), scale);
-            __m512i s23 = _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16((short)(at + 4))), scale);
+            __m512i s23 =
+                _mm512_permutexvar_epi16(_mm512_add_epi16(spread, _mm512_set1_epi16((short)(at + 4))), scale);
             amx_q6_lines(c01, s01, d, dst);
             amx_q6_lines(c23, s23, d, dst + 2 * KVF_AMX_TILE);
         }
@@ -239,7 +244,8 @@ static inline void amx_unpack_f32(const uint8_t *src, int64_t n, uint8_t *dst)
 {
     for (int64_t k = 0; k < n; k += 32, src += 128, dst += KVF_AMX_TILE) {
         uint32_t m = n - k >= 32 ? 0xffffffffu : (1u << (n - k)) - 1u;
-        __m512 lo = _mm512_maskz_loadu_ps((__mmask16)m, src), hi = _mm512_maskz_loadu_ps((__mmask16)(m >> 16), src + 64);
+        __m512 lo = _mm512_maskz_loadu_ps((__mmask16)m, src),
+               hi = _mm512_maskz_loadu_ps((__mmask16)(m >> 16), src + 64);
         _mm512_store_si512(dst, _mm512_permutexvar_epi16(amx_even_odd(), amx_bf16(lo, hi)));
     }
 }
@@ -249,7 +255,8 @@ static inline void amx_unpack_f16(const uint8_t *src, int64_t n, uint8_t *dst)
     for (int64_t k = 0; k < n; k += 32, src += 64, dst += KVF_AMX_TILE) {
         uint32_t m = n - k >= 32 ? 0xffffffffu : (1u << (n - k)) - 1u;
         __m512i h = _mm512_maskz_loadu_epi16(m, src);
-        __m512 lo = _mm512_cvtph_ps(_mm512_castsi512_si256(h)), hi = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
+        __m512 lo = _mm512_cvtph_ps(_mm512_castsi512_si256(h)),
+               hi = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
         _mm512_store_si512(dst, _mm512_permutexvar_epi16(amx_even_odd(), amx_bf16(lo, hi)));
     }
 }

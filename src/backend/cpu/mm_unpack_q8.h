@@ -34,8 +34,8 @@ static inline int q8_offset(kvf_dtype type)
 
 /* Where the codes and pairs of one row go. */
 typedef struct q8_row_out {
-    uint8_t *code; /* 32 bytes a block, contiguous */
-    float *pair;   /* first number of block 0; the second is pair_gap floats on */
+    uint8_t *code;               /* 32 bytes a block, contiguous */
+    float *pair;                 /* first number of block 0; the second is pair_gap floats on */
     int64_t pair_gap, block_gap; /* floats */
 } q8_row_out;
 
@@ -57,7 +57,10 @@ static inline float q8_f16(const uint8_t *p)
     return _cvtsh_ss(h);
 }
 
-static inline __m256i q8_load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+static inline __m256i q8_load32(const uint8_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)p);
+}
 
 /* 16 bytes to 32 codes: the low halves, then the high ones. */
 static inline __m256i q8_nibbles(const uint8_t *p)
@@ -71,8 +74,8 @@ static inline __m256i q8_bits(const uint8_t *p)
 {
     int bits;
     memcpy(&bits, p, sizeof bits);
-    const __m256i pick = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3,
-                                          3, 3, 3, 3, 3, 3, 3);
+    const __m256i pick = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2,
+                                          2, 3, 3, 3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ull);
     __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), pick), bit);
     return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8(16));
@@ -168,14 +171,18 @@ static inline void q8_unpack_q6_k(const uint8_t *src, const q8_row_out *o)
         q8_put_pair(o, j, d * (float)scale[0], d * (float)scale[1]);
         __m256i q = q8_load32(src + 64 * half + 32 * (g & 1)), h = q8_load32(src + 128 + 32 * half);
         if (g >= 2) q = _mm256_srli_epi16(q, 4);
-        h = g == 0 ? _mm256_slli_epi16(h, 4) : g == 1 ? _mm256_slli_epi16(h, 2) : g == 2 ? h : _mm256_srli_epi16(h, 2);
+        h = g == 0   ? _mm256_slli_epi16(h, 4)
+            : g == 1 ? _mm256_slli_epi16(h, 2)
+            : g == 2 ? h
+                     : _mm256_srli_epi16(h, 2);
         q = _mm256_or_si256(_mm256_and_si256(q, low), _mm256_and_si256(h, top));
         q8_put_codes(o, j, _mm256_sub_epi8(q, mid));
     }
 }
 
 /* Blocks block .. block + n of a row; for the K types block is a multiple of 8 and n is 8. */
-static inline void q8_unpack(kvf_dtype type, const uint8_t *row, int64_t block, int64_t n, const q8_row_out *o)
+static inline void q8_unpack(kvf_dtype type, const uint8_t *row, int64_t block, int64_t n,
+                             const q8_row_out *o)
 {
     switch (type) {
     case KVF_DTYPE_Q4_K: q8_unpack_q4_k(row + block / 8 * 144, o); break;

@@ -90,7 +90,8 @@ KVF_INLINE __m256i dot32(kvf_dtype type, __m256i u, const act *x, int64_t k)
 }
 
 /* Eight blocks (256 weights) of one row of a 32-element type, or n at the end of the row. */
-KVF_INLINE void eight_blocks(kvf_dtype type, int n_tok, const uint8_t *b, int n, const act *x, int64_t k, __m256 *sum)
+KVF_INLINE void eight_blocks(kvf_dtype type, int n_tok, const uint8_t *b, int n, const act *x, int64_t k,
+                             __m256 *sum)
 {
     const bool min = type == KVF_DTYPE_Q4_1 || type == KVF_DTYPE_Q5_1;
     const int bytes = kvf_block_bytes(type);
@@ -106,7 +107,8 @@ KVF_INLINE void eight_blocks(kvf_dtype type, int n_tok, const uint8_t *b, int n,
         __m256i u = kvf_unpack32(type, b);
 #pragma GCC unroll 2
         for (int t = 0; t < n_tok; t++)
-            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(type, u, &x[t], k)), _mm256_broadcast_ss(&scale[t][i]), sum[t]);
+            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(type, u, &x[t], k)),
+                                     _mm256_broadcast_ss(&scale[t][i]), sum[t]);
     }
 }
 
@@ -146,11 +148,13 @@ KVF_INLINE void block_q6(int n_tok, const uint8_t *b, const act *x, int64_t k, _
     for (int j = 0; j < 8; j++) {
         const int i = 2 * (j % 4);
         __m256i u = kvf_unpack256(KVF_DTYPE_Q6_K, b, j);
-        __m256 two = _mm256_permutevar8x32_ps(s[j / 4], _mm256_setr_epi32(i, i, i, i, i + 1, i + 1, i + 1, i + 1));
+        __m256 two =
+            _mm256_permutevar8x32_ps(s[j / 4], _mm256_setr_epi32(i, i, i, i, i + 1, i + 1, i + 1, i + 1));
 #pragma GCC unroll 2
         for (int t = 0; t < n_tok; t++) {
             __m256 dx = _mm256_mul_ps(two, _mm256_broadcast_ss(x[t].d + k / 32 + j));
-            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(KVF_DTYPE_Q6_K, u, &x[t], k + 32 * j)), dx, sum[t]);
+            sum[t] =
+                _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(KVF_DTYPE_Q6_K, u, &x[t], k + 32 * j)), dx, sum[t]);
         }
     }
 }
@@ -167,7 +171,8 @@ KVF_INLINE void store(const kvf_mm_part *p, int64_t t, int64_t r, __m256 sum)
 }
 
 /* 256 columns of one row. */
-KVF_INLINE void columns(kvf_dtype type, int n_tok, const uint8_t *w, int64_t n_in, const act *x, int64_t k, __m256 *sum)
+KVF_INLINE void columns(kvf_dtype type, int n_tok, const uint8_t *w, int64_t n_in, const act *x, int64_t k,
+                        __m256 *sum)
 {
     const int bytes = kvf_block_bytes(type);
     if (type < KVF_DTYPE_Q4_K) {
@@ -187,7 +192,8 @@ KVF_INLINE void columns(kvf_dtype type, int n_tok, const uint8_t *w, int64_t n_i
 }
 
 /* The rows of a place with n_tok tokens. Rows past the part repeat its last one. */
-KVF_INLINE void rows(kvf_dtype type, int n_row, int n_tok, const kvf_mm_part *p, const act *x, const place *at)
+KVF_INLINE void rows(kvf_dtype type, int n_row, int n_tok, const kvf_mm_part *p, const act *x,
+                     const place *at)
 {
     const uint8_t *w[MAX_ROWS];
     __m256 sum[MAX_ROWS][MAX_TOK];
@@ -262,6 +268,11 @@ static void run(const kvf_mm_part *p)
     }
 }
 
-const kvf_mm_kernel kvf_mv_avx2_q8 = { .name = "avx2_int8_mv", .x_form = KVF_X_Q8, .row_align = MAX_ROWS,
-                                         .x_bytes = kvf_q8_x_bytes, .pack_align = 1, .pack = kvf_q8_pack_avx2,
-                                         .scratch_bytes = scratch_bytes, .run = run };
+const kvf_mm_kernel kvf_mv_avx2_q8 = { .name = "avx2_int8_mv",
+                                       .x_form = KVF_X_Q8,
+                                       .row_align = MAX_ROWS,
+                                       .x_bytes = kvf_q8_x_bytes,
+                                       .pack_align = 1,
+                                       .pack = kvf_q8_pack_avx2,
+                                       .scratch_bytes = scratch_bytes,
+                                       .run = run };

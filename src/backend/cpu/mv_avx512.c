@@ -14,8 +14,8 @@
 #include "backend/cpu/unpack_avx2.h"
 
 #define MAX_ROWS 4
-#define MAX_TOK 4      /* of one pass: 2 rows x 4 tokens = 8 accumulators and 8 scales */
-#define PREFETCH 2048  /* bytes ahead in each of four streams; 1 to 4 KB measure the same */
+#define MAX_TOK 4     /* of one pass: 2 rows x 4 tokens = 8 accumulators and 8 scales */
+#define PREFETCH 2048 /* bytes ahead in each of four streams; 1 to 4 KB measure the same */
 
 /* Activations of one token as the steps want them. `f` per 512 elements of a 32-block type:
  * d[16], -d*sum[16]; per 256 of Q4_K and Q5_K: d[8], -d*sum[8]; of Q6_K: d of each 16. */
@@ -133,12 +133,13 @@ KVF_INLINE __m512 scales_of(const uint8_t *p, int stride, int n)
             v[i] = n - 4 * i >= 4 ? kvf_four_scales(p + 4 * i * stride, stride, 4)
                                   : kvf_four_scales(p + 4 * i * stride, stride, n - 4 * i);
     }
-    return _mm512_cvtph_ps(_mm256_set_epi64x((long long)v[3], (long long)v[2], (long long)v[1], (long long)v[0]));
+    return _mm512_cvtph_ps(
+        _mm256_set_epi64x((long long)v[3], (long long)v[2], (long long)v[1], (long long)v[0]));
 }
 
 /* One step of rows x tokens; lane i takes element idx[i] of its scales. */
-KVF_INLINE void multiply(__m512i u, const act *x, int64_t k, bool corr, int n_tok, const __m512 *scale, __m512i idx,
-                     __m512 *sum)
+KVF_INLINE void multiply(__m512i u, const act *x, int64_t k, bool corr, int n_tok, const __m512 *scale,
+                         __m512i idx, __m512 *sum)
 {
 #pragma GCC unroll 4
     for (int t = 0; t < n_tok; t++) {
@@ -150,8 +151,8 @@ KVF_INLINE void multiply(__m512i u, const act *x, int64_t k, bool corr, int n_to
 
 /* ---- Rows of 32-element blocks -------------------------------------------------------- */
 
-KVF_INLINE void rows32(kvf_dtype type, int n_row, int n_tok, const uint8_t *const *w, int64_t n_in, const act *x,
-                   __m512 (*sum)[MAX_TOK])
+KVF_INLINE void rows32(kvf_dtype type, int n_row, int n_tok, const uint8_t *const *w, int64_t n_in,
+                       const act *x, __m512 (*sum)[MAX_TOK])
 {
     const bool min = type == KVF_DTYPE_Q4_1 || type == KVF_DTYPE_Q5_1;
     const int bytes = kvf_block_bytes(type);
@@ -257,15 +258,16 @@ KVF_INLINE void block_k(kvf_dtype type, int n_tok, const uint8_t *b, const act *
     }
 }
 
-KVF_INLINE void rows256(kvf_dtype type, int n_row, int n_tok, const uint8_t *const *w, int64_t n_in, const act *x,
-                    __m512 (*sum)[MAX_TOK])
+KVF_INLINE void rows256(kvf_dtype type, int n_row, int n_tok, const uint8_t *const *w, int64_t n_in,
+                        const act *x, __m512 (*sum)[MAX_TOK])
 {
     const int bytes = kvf_block_bytes(type);
     for (int64_t k = 0; k < n_in; k += 256) {
 #pragma GCC unroll 4
         for (int r = 0; r < n_row; r++) {
             const uint8_t *b = w[r] + k / 256 * bytes;
-            for (int line = 0; line < bytes; line += 64) _mm_prefetch((const char *)b + PREFETCH + line, _MM_HINT_T0);
+            for (int line = 0; line < bytes; line += 64)
+                _mm_prefetch((const char *)b + PREFETCH + line, _MM_HINT_T0);
             block_k(type, n_tok, b, x, k, sum[r]);
         }
     }
@@ -281,7 +283,8 @@ KVF_INLINE void store(const kvf_mm_part *p, int64_t t, int64_t r, __m512 sum)
 }
 
 /* The rows of a place with n_tok tokens. Rows past the part repeat its last one. */
-KVF_INLINE void rows(kvf_dtype type, int n_row, int n_tok, const kvf_mm_part *p, const act *x, const place *at)
+KVF_INLINE void rows(kvf_dtype type, int n_row, int n_tok, const kvf_mm_part *p, const act *x,
+                     const place *at)
 {
     const uint8_t *w[MAX_ROWS];
     __m512 sum[MAX_ROWS][MAX_TOK];
@@ -359,6 +362,11 @@ static void run(const kvf_mm_part *p)
     }
 }
 
-const kvf_mm_kernel kvf_mv_avx512_q8 = { .name = "avx512_vnni_mv", .x_form = KVF_X_Q8, .row_align = MAX_ROWS,
-                                         .x_bytes = kvf_q8_x_bytes, .pack_align = 1, .pack = kvf_q8_pack_avx512,
-                                         .scratch_bytes = scratch_bytes, .run = run };
+const kvf_mm_kernel kvf_mv_avx512_q8 = { .name = "avx512_vnni_mv",
+                                         .x_form = KVF_X_Q8,
+                                         .row_align = MAX_ROWS,
+                                         .x_bytes = kvf_q8_x_bytes,
+                                         .pack_align = 1,
+                                         .pack = kvf_q8_pack_avx512,
+                                         .scratch_bytes = scratch_bytes,
+                                         .run = run };

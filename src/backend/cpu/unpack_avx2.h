@@ -34,7 +34,10 @@ KVF_INLINE float kvf_f16_at(const uint8_t *p)
 }
 
 KVF_INLINE __m128i kvf_load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-KVF_INLINE __m256i kvf_load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+KVF_INLINE __m256i kvf_load32(const uint8_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)p);
+}
 
 /* What makes signed quants unsigned. */
 KVF_INLINE int kvf_offset_of(kvf_dtype type)
@@ -64,8 +67,8 @@ KVF_INLINE int kvf_block_bytes(kvf_dtype type)
 /* Byte i: 16 if bit i of the mask is set. */
 KVF_INLINE __m256i kvf_bit4_of(uint32_t mask)
 {
-    const __m256i byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                          3, 3, 3, 3, 3, 3);
+    const __m256i byte = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2,
+                                          2, 3, 3, 3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
     __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)mask), byte), bit);
     return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8(16));
@@ -92,7 +95,10 @@ KVF_INLINE __m256i kvf_unpack256(kvf_dtype type, const uint8_t *b, int j)
         int half = j / 4, run = j % 4;
         __m256i v = kvf_load32(b + 64 * half + 32 * (run & 1)), h = kvf_load32(b + 128 + 32 * half);
         if (run >= 2) v = _mm256_srli_epi16(v, 4);
-        h = run == 0 ? _mm256_slli_epi16(h, 4) : run == 1 ? _mm256_slli_epi16(h, 2) : run == 3 ? _mm256_srli_epi16(h, 2) : h;
+        h = run == 0   ? _mm256_slli_epi16(h, 4)
+            : run == 1 ? _mm256_slli_epi16(h, 2)
+            : run == 3 ? _mm256_srli_epi16(h, 2)
+                       : h;
         return _mm256_or_si256(_mm256_and_si256(v, low), _mm256_and_si256(h, _mm256_set1_epi8(0x30)));
     }
     __m256i v = kvf_load32(b + (type == KVF_DTYPE_Q4_K ? 16 : 48) + 32 * (j / 2));
@@ -120,7 +126,8 @@ KVF_INLINE __m128i kvf_k_scales(const uint8_t *b)
 KVF_INLINE uint64_t kvf_four_scales(const uint8_t *p, int stride, int n)
 {
     int b = n > 1 ? stride : 0, c = n > 2 ? 2 * stride : b, d = n > 3 ? 3 * stride : c;
-    return kvf_f16_bits(p) | kvf_f16_bits(p + b) << 16 | kvf_f16_bits(p + c) << 32 | kvf_f16_bits(p + d) << 48;
+    return kvf_f16_bits(p) | kvf_f16_bits(p + b) << 16 | kvf_f16_bits(p + c) << 32 |
+           kvf_f16_bits(p + d) << 48;
 }
 
 #endif

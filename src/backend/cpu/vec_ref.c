@@ -74,8 +74,7 @@ static void lse_merge(float *o, float *lse, const float *o2, const float *lse2, 
     }
     double max = fmax((double)*lse, (double)*lse2);
     double w = exp((double)*lse - max), w2 = exp((double)*lse2 - max), sum = w + w2;
-    for (int32_t i = 0; i < head_dim; i++)
-        o[i] = (float)(((double)o[i] * w + (double)o2[i] * w2) / sum);
+    for (int32_t i = 0; i < head_dim; i++) o[i] = (float)(((double)o[i] * w + (double)o2[i] * w2) / sum);
     *lse = (float)(max + log(sum));
 }
 

@@ -73,8 +73,10 @@ static void rope(float *x, int32_t n_head, int32_t head_dim, int32_t n_rot, cons
 {
     int64_t half = n_rot / 2;
     for (int32_t h = 0; h < n_head; h++, x += head_dim) {
-        if (kind == KVF_ROPE_NEOX) rope_neox(x, half, cos_sin, cos_sin + half);
-        else rope_interleaved(x, half, cos_sin, cos_sin + half);
+        if (kind == KVF_ROPE_NEOX)
+            rope_neox(x, half, cos_sin, cos_sin + half);
+        else
+            rope_interleaved(x, half, cos_sin, cos_sin + half);
     }
 }
 
