@@ -114,11 +114,11 @@ static kvf_status too_long(const engine *e, int64_t n, bool about, kvf_error *er
     return report_fail(
         err, KVF_ERR_LIMIT,
         "The text is too long for the context: documents, question and frame have %s%s tokens, and "
-        "%s fit%s%s%s. About the first %d%% could be read: give a part of the text%s.",
+        "%s fit%s%s%s. About the first %.2g%% could be read: give a part of the text%s.",
         about ? "about " : "", report_count(a, n), report_count(b, e->n_ctx),
         longer ? " as --ctx says (the model can do " : ", all that this model was trained for",
         longer ? report_count(c, e->info.n_ctx_train) : "", longer ? ")" : "",
-        (int)((double)e->n_ctx * 97.0 / (double)(n ? n : 1)),
+        (double)e->n_ctx * 97.0 / (double)(n ? n : 1), /* 3 % for the frame and the answer */
         longer ? ", or raise --ctx" : ", or use a model with a longer context");
 }
 

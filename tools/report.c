@@ -72,7 +72,7 @@ int report_status(const kvf_error *err)
     if (err->code == KVF_ERR_CANCELLED)
         report_note("interrupted");
     else
-        report_error("%s", err->msg[0] ? err->msg : kvf_status_name(err->code));
+        report_error("%s", err->msg[0] ? err->msg : "Failed without a description; please report it.");
     return report_exit_code(err->code);
 }
 
