@@ -44,7 +44,7 @@ int main(int argc, char **argv)
     kvf_model *model = NULL;
     kvf_session *session = NULL;
     kvf_token tokens[512];
-    int64_t n = 0;
+    kvf_token_buf buf = { .v = tokens, .cap = 512 };
 
     /* Each call returns a status; a negative one is a failure and err says why. NULL parameters
      * stand for defaults: one thread per core, the model's own context length, greedy. */
@@ -52,8 +52,8 @@ int main(int argc, char **argv)
     if (rc == KVF_OK) rc = kvf_model_open(&model, ctx, argv[1], &err);
     if (rc == KVF_OK) rc = kvf_session_open(&session, model, NULL, &err);
     if (rc == KVF_OK)
-        rc = kvf_tokenize(model, prompt, strlen(prompt), KVF_TOKENIZE_BOS, tokens, 512, &n, &err);
-    if (rc == KVF_OK) rc = kvf_session_append(session, tokens, n, &err);
+        rc = kvf_tokenize(model, prompt, strlen(prompt), KVF_TOKENIZE_BOS, &buf, &err);
+    if (rc == KVF_OK) rc = kvf_session_append(session, buf.v, buf.n, &err);
     if (rc == KVF_OK) {
         printf("%s", prompt);
         rc = write_tokens(session, model, 32, &err);

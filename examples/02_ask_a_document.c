@@ -51,16 +51,17 @@ static kvf_status ask(kvf_model *model, const char *text, kvf_error *err)
     const char *tmpl = info.chat_template[0] ? NULL : "none";
 
     /* Every token stands for at least one byte of text; the frame needs some more. */
-    int64_t cap = (int64_t)strlen(text) + 256, n = 0;
-    kvf_token *tokens = malloc((size_t)cap * sizeof *tokens);
-    if (!tokens) return KVF_ERR_NOMEM;
+    kvf_token_buf tokens = { .cap = (int64_t)strlen(text) + 256 };
+    tokens.v = malloc((size_t)tokens.cap * sizeof *tokens.v);
+    if (!tokens.v) return KVF_ERR_NOMEM;
     kvf_session_params params;
     kvf_session_params_init(&params);
     params.progress = show_progress;
     kvf_session *session = NULL;
-    rc = kvf_chat_tokenize(model, tmpl, messages, 2, 1, tokens, cap, &n, err);
+    kvf_chat chat = { .tmpl = tmpl, .messages = messages, .n_messages = 2, .generate = 1 };
+    rc = kvf_chat_tokenize(model, &chat, &tokens, err);
     if (rc == KVF_OK) rc = kvf_session_open(&session, model, &params, err);
-    if (rc == KVF_OK) rc = kvf_session_sync(session, tokens, n, err);
+    if (rc == KVF_OK) rc = kvf_session_sync(session, tokens.v, tokens.n, err);
     for (int i = 0; i < 200 && rc == KVF_OK; i++) {
         kvf_token token;
         const char *bytes;
@@ -72,7 +73,7 @@ static kvf_status ask(kvf_model *model, const char *text, kvf_error *err)
     }
     printf("\n");
     kvf_session_close(session);
-    free(tokens);
+    free(tokens.v);
     return rc;
 }
 

@@ -26,12 +26,12 @@ static kvf_status ask(kvf_session *session, const kvf_model *model, const char *
     char text[1024];
     snprintf(text, sizeof text, "%sQuestion: %s\nAnswer:", document, question);
     kvf_token tokens[CAP];
-    int64_t n = 0;
-    kvf_status rc = kvf_tokenize(model, text, strlen(text), KVF_TOKENIZE_BOS, tokens, CAP, &n, err);
+    kvf_token_buf buf = { .v = tokens, .cap = CAP };
+    kvf_status rc = kvf_tokenize(model, text, strlen(text), KVF_TOKENIZE_BOS, &buf, err);
     if (rc < 0) return rc;
 
     kvf_session_stats_reset(session);
-    rc = kvf_session_sync(session, tokens, n, err);
+    rc = kvf_session_sync(session, buf.v, buf.n, err);
     if (rc < 0) return rc;
     printf("Q: %s\nA:", question);
     for (int i = 0; i < 24 && rc == KVF_OK; i++) {

@@ -68,13 +68,13 @@ int main(int argc, char **argv)
     kvf_model *model = NULL;
     kvf_session *session = NULL;
     kvf_token tokens[512];
-    int64_t n = 0;
+    kvf_token_buf buf = { .v = tokens, .cap = 512 };
     kvf_status rc = kvf_ctx_open(&ctx, NULL, &err);
     if (rc == KVF_OK) rc = kvf_model_open(&model, ctx, argv[1], &err);
     if (rc == KVF_OK) rc = kvf_session_open(&session, model, NULL, &err);
     if (rc == KVF_OK)
-        rc = kvf_tokenize(model, prompt, strlen(prompt), KVF_TOKENIZE_BOS, tokens, 512, &n, &err);
-    if (rc == KVF_OK) rc = kvf_session_append(session, tokens, n, &err);
+        rc = kvf_tokenize(model, prompt, strlen(prompt), KVF_TOKENIZE_BOS, &buf, &err);
+    if (rc == KVF_OK) rc = kvf_session_append(session, buf.v, buf.n, &err);
     if (rc == KVF_OK) rc = write_without(session, model, letter, &err);
     printf("\n");
     if (rc < 0) fprintf(stderr, "%s: %s\n", kvf_status_name(rc), err.msg);

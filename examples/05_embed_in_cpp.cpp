@@ -53,10 +53,9 @@ public:
     std::string continue_text(std::string_view prompt, int n_max)
     {
         std::vector<kvf_token> tokens(prompt.size() + 8);
-        int64_t n = 0;
-        call(kvf_tokenize, model_.get(), prompt.data(), prompt.size(), int(KVF_TOKENIZE_BOS), tokens.data(),
-             int64_t(tokens.size()), &n);
-        call(kvf_session_sync, session_.get(), tokens.data(), n);
+        kvf_token_buf buf{ tokens.data(), int64_t(tokens.size()), 0 };
+        call(kvf_tokenize, model_.get(), prompt.data(), prompt.size(), int(KVF_TOKENIZE_BOS), &buf);
+        call(kvf_session_sync, session_.get(), buf.v, buf.n);
         std::string text;
         kvf_token token;
         while (n_max-- > 0 && call(kvf_session_next, session_.get(), &token) == KVF_OK) {

@@ -39,13 +39,13 @@ kvf_status prompt_tokenize(token_list *out, const kvf_model *m, const char *text
     for (;;) {
         kvf_status rc = list_resize(out, cap, err);
         if (rc != KVF_OK) return rc;
-        int64_t need = 0;
-        rc = kvf_tokenize(m, text, n, flags, out->v, cap, &need, err);
-        if (rc != KVF_ERR_LIMIT || need <= cap) {
-            out->n = rc == KVF_OK ? need : 0;
+        kvf_token_buf buf = { .v = out->v, .cap = cap };
+        rc = kvf_tokenize(m, text, n, flags, &buf, err);
+        if (rc != KVF_ERR_LIMIT || buf.n <= cap) {
+            out->n = rc == KVF_OK ? buf.n : 0;
             return rc;
         }
-        cap = need;
+        cap = buf.n;
     }
 }
 
@@ -83,16 +83,17 @@ kvf_status prompt_frame(token_list *out, const engine *e, const char *tmpl, cons
     size_t bytes = 0;
     for (int64_t i = 0; i < n_msgs; i++) bytes += message_bytes(&msgs[i]);
     int64_t cap = (int64_t)(bytes / 2) + 256;
+    kvf_chat chat = { .tmpl = tmpl, .messages = msgs, .n_messages = n_msgs, .generate = 1 };
     for (;;) {
         kvf_status rc = list_resize(out, cap, err);
         if (rc != KVF_OK) return rc;
-        int64_t need = 0;
-        rc = kvf_chat_tokenize(e->model, tmpl, msgs, n_msgs, 1, out->v, cap, &need, err);
-        if (rc != KVF_ERR_LIMIT || need <= cap) {
-            out->n = rc == KVF_OK ? need : 0;
+        kvf_token_buf buf = { .v = out->v, .cap = cap };
+        rc = kvf_chat_tokenize(e->model, &chat, &buf, err);
+        if (rc != KVF_ERR_LIMIT || buf.n <= cap) {
+            out->n = rc == KVF_OK ? buf.n : 0;
             return rc;
         }
-        cap = need;
+        cap = buf.n;
     }
 }
 
@@ -127,11 +128,11 @@ kvf_status prompt_check_text(const engine *e, const char *text, size_t n, kvf_er
     if (n <= SAMPLE_BYTES) return KVF_OK;
     size_t sample = SAMPLE_BYTES;
     while (sample && ((unsigned char)text[sample] & 0xc0) == 0x80) sample--;
-    int64_t count = 0;
-    kvf_status rc = kvf_tokenize(e->model, text, sample, 0, NULL, 0, &count, err);
+    kvf_token_buf counted = { 0 };
+    kvf_status rc = kvf_tokenize(e->model, text, sample, 0, &counted, err);
     if (rc != KVF_OK && rc != KVF_ERR_LIMIT) return rc;
-    if (count < e->n_ctx) return KVF_OK;
-    return too_long(e, (int64_t)((double)count * ((double)n / (double)sample)), true, err);
+    if (counted.n < e->n_ctx) return KVF_OK;
+    return too_long(e, (int64_t)((double)counted.n * ((double)n / (double)sample)), true, err);
 }
 
 kvf_status prompt_check(const engine *e, int64_t n, kvf_error *err)

@@ -16,7 +16,8 @@
  *   - Close functions take NULL. A ctx must outlive its models, a model its sessions.
  *   - Counts, offsets and positions are int64_t, sizes in bytes size_t, tokens int32_t.
  *   - Parameter structs start with `size`, set by their _init function: always call it, then
- *     change fields. A struct may grow at its end; old callers keep working.
+ *     change fields. New fields take the place of `reserved`, so sizes stay and a program built
+ *     with an older header keeps working; reserved room is zero and stays zero.
  *   - Files, tokens and texts are untrusted: whatever they hold, the answer is a status.
  *
  * A first program is examples/01_first_tokens.c. What is not in this file is not in the API.
@@ -110,6 +111,7 @@ typedef struct kvf_ctx_params {
     /* Log sink; NULL: silence. text is one line without newline. Called from any thread. */
     void (*log)(void *user, kvf_log_level level, const char *text);
     void *user; /* handed to the three callbacks */
+    uint64_t reserved[8];
 } kvf_ctx_params;
 
 /* Set every field to its default. */
@@ -138,7 +140,7 @@ typedef struct kvf_model_info {
     size_t size;            /* set by the caller to sizeof *this before the call */
     const char *arch;       /* "llama", "qwen2", "qwen3" or "gemma3" */
     const char *name;       /* general.name, or "" */
-    const char *quantization; /* most frequent type among the matrices, "Q4_K" */
+    const char *quantization; /* type that holds most bytes of the matrices, "Q4_K" */
     const char *tokenizer;  /* "bpe/qwen2", "spm", ... */
     const char *chat_template; /* recognised template, "chatml", "llama3", "gemma", "mistral", or "" */
     int64_t n_params;
@@ -150,7 +152,9 @@ typedef struct kvf_model_info {
     size_t kv_bytes_per_token; /* of KV cache, all layers, f16 */
     kvf_token bos, eos;     /* KVF_TOKEN_NONE if the model has none */
     int32_t add_bos;        /* 1: texts start with bos by the model's own rule */
-    uint64_t fingerprint[2]; /* of metadata, tensor directory and samples of the weights */
+    uint64_t fingerprint[2]; /* of metadata, tensor directory and samples of the weights: tells
+                                models apart, does not prove that every byte is the same */
+    uint64_t reserved[8];
 } kvf_model_info;
 
 /* One entry of the metadata or of the tensor directory, for display. Strings are the model's. */
@@ -159,6 +163,7 @@ typedef struct kvf_model_entry {
     const char *type;  /* "u32", "str", "arr[str]"; of a tensor "Q4_K" */
     const char *value; /* text, long values cut; of a tensor its shape, "[896, 4864]" */
     size_t bytes;      /* of a tensor; 0 for metadata */
+    uint64_t reserved[4];
 } kvf_model_entry;
 
 /* Open a GGUF v3 file. It is mapped, not copied, and must not change while open. Every length,
@@ -183,12 +188,18 @@ typedef enum kvf_tokenize_flags {
     KVF_TOKENIZE_BOS = 2      /* put bos in front if the model's rule says so (add_bos) */
 } kvf_tokenize_flags;
 
-/* Turn UTF-8 text into tokens. Invalid bytes are kept where the vocabulary has byte tokens.
- * tokens: [cap], the caller's, may be NULL if cap is 0. *n is always set to the count the text
- * needs; if that is more than cap, nothing is written and the status is KVF_ERR_LIMIT.
- * Never more than n_bytes + 16 tokens. O(n_bytes log n_bytes). Thread-safe. Errors: ARG, NOMEM, LIMIT. */
+/* Where tokens go. The caller owns v. n is always set to the count the text needs; if that is more
+ * than cap, nothing is written and the status is KVF_ERR_LIMIT. */
+typedef struct kvf_token_buf {
+    kvf_token *v; /* [cap]; may be NULL if cap is 0 */
+    int64_t cap;
+    int64_t n;    /* out */
+} kvf_token_buf;
+
+/* Turn UTF-8 text into tokens. Invalid bytes are kept where the vocabulary has byte tokens. Never
+ * more than n_bytes + 16 tokens. O(n_bytes log n_bytes). Thread-safe. Errors: ARG, NOMEM, LIMIT. */
 KVF_API kvf_status kvf_tokenize(const kvf_model *m, const char *text, size_t n_bytes, int flags,
-                                kvf_token *tokens, int64_t cap, int64_t *n, kvf_error *err);
+                                kvf_token_buf *out, kvf_error *err);
 
 /* The bytes a token stands for; may be part of a UTF-8 sequence, empty for control tokens.
  * *bytes lives as long as the model and is not NUL-terminated. Errors: ARG (token). */
@@ -205,16 +216,21 @@ typedef struct kvf_chat_message {
     const char *role; /* "system", "user" or "assistant" */
     const char *content; /* UTF-8; never parsed for control tokens */
     size_t n_bytes;   /* of content; (size_t)-1: NUL-terminated */
-} kvf_chat_message;
+} kvf_chat_message; /* comes in arrays and never changes; other contents will have a type of their own */
+
+typedef struct kvf_chat {
+    const char *tmpl;    /* "chatml", "llama3", "gemma", "mistral", "none" (contents one after another);
+                            NULL: the template recognised in the file */
+    const kvf_chat_message *messages; /* [n_messages] */
+    int64_t n_messages;
+    int generate;        /* not 0: open the assistant's turn at the end */
+    uint64_t reserved[4];
+} kvf_chat;
 
 /* Frame messages as the model was trained to read them, and tokenise. The frame's own control
  * tokens are real, the contents are plain text, so a hostile document cannot leave its turn.
- * tmpl: "chatml", "llama3", "gemma", "mistral", "none" (contents one after another), or NULL for
- * the template recognised in the file. generate != 0 opens the assistant's turn at the end.
- * tokens, cap, n as for kvf_tokenize. Errors: ARG (role), NOT_FOUND (template), NOMEM, LIMIT. */
-KVF_API kvf_status kvf_chat_tokenize(const kvf_model *m, const char *tmpl, const kvf_chat_message *msgs,
-                                     int64_t n_msgs, int generate, kvf_token *tokens, int64_t cap,
-                                     int64_t *n, kvf_error *err);
+ * Errors: ARG (role), NOT_FOUND (template), NOMEM, LIMIT. Thread-safe. */
+KVF_API kvf_status kvf_chat_tokenize(const kvf_model *m, const kvf_chat *chat, kvf_token_buf *out, kvf_error *err);
 
 /* ---- Session --------------------------------------------------------------------------- */
 
@@ -227,7 +243,9 @@ typedef struct kvf_sampling {
     float min_p;          /* drop tokens under min_p * p(best), 0..1 (default 0.05) */
     float repeat_penalty; /* > 0; 1: none (default 1) */
     int32_t repeat_last_n; /* tokens looked back at; 0: none, -1: all (default 64) */
-    uint64_t seed;        /* same seed, same processor kind, same text (default 0) */
+    uint64_t seed;        /* the same seed, calls, thread count and kind of processor give the
+                             same text (default 0) */
+    uint64_t reserved[4];
 } kvf_sampling;
 
 typedef struct kvf_session_params {
@@ -235,19 +253,22 @@ typedef struct kvf_session_params {
     int64_t n_ctx;   /* most tokens the timeline may hold; 0: the model's n_ctx_train */
     int64_t n_batch; /* tokens per prefill chunk, 1..65536; 0: the backend's choice */
     size_t kv_bytes; /* most bytes of KV; 0: as much as n_ctx needs. Taken block by block. */
-    const char *policy; /* "full": nothing is dropped (default). docs/methods/ lists the others. */
+    const char *policy; /* "full": nothing is dropped (default). kvf_policy_name lists the others,
+                           docs/methods/ describes them. Copied. */
     kvf_sampling sampling;
     /* Called after every prefill chunk with tokens done and to do of this call. A return other
      * than 0 cancels. May be NULL. Must not call into the session. */
     int (*progress)(void *user, int64_t done, int64_t total);
     void *user;
+    uint64_t reserved[8];
 } kvf_session_params;
 
 typedef struct kvf_stats {
     size_t size;               /* set by the caller to sizeof *this */
-    int64_t n_prompt_tokens;   /* tokens handed to sync and append since open or stats_reset */
+    int64_t n_prompt_tokens;   /* tokens handed to sync, append and score since open or stats_reset */
     int64_t n_reused_tokens;   /* of those, found in the cache already */
-    int64_t n_computed_tokens; /* of those, run through the layers */
+    int64_t n_computed_tokens; /* tokens those calls ran through the layers; may include one that
+                                  next() had sampled before */
     int64_t n_generated_tokens; /* returned by kvf_session_next */
     double prefill_ms, decode_ms; /* time inside those computations */
     int64_t kv_blocks;         /* block slots in use, all layers */
@@ -255,8 +276,9 @@ typedef struct kvf_stats {
     size_t work_bytes;         /* scratch of the session */
     char backend[16];          /* "cpu" */
     char cpu[16];              /* "avx512" */
-    char kernels[160];         /* what really ran: "mm=amx_bf16 mv=avx512_vnni attn=amx ..." */
-    char policy[64];           /* normalised spec */
+    char kernels[256];         /* what really ran on this ctx: "mm=amx_bf16 attn=avx512 ..." */
+    char policy[256];          /* spec with every option spelled out */
+    uint64_t reserved[16];
 } kvf_stats;
 
 KVF_API void kvf_session_params_init(kvf_session_params *p);
@@ -270,12 +292,14 @@ KVF_API void kvf_session_close(kvf_session *s);
 /* Make the timeline equal tokens[0..n). The longest prefix already there is kept and not
  * computed again; what differs is dropped; the rest is computed in chunks. Afterwards
  * kvf_session_next continues after tokens[n-1]. n >= 1. Blocking.
- * Errors: ARG (token out of range), LIMIT (n > n_ctx, or kv_bytes), NOMEM, CANCELLED. After
- * LIMIT the timeline is unchanged; after NOMEM or CANCELLED it is a prefix of tokens, and the
- * same call again carries on from there. */
+ * Errors: ARG (token out of range), LIMIT (n > n_ctx, or kv_bytes), NOMEM, CANCELLED. After ARG
+ * and LIMIT the timeline is unchanged; after NOMEM or CANCELLED it is unchanged or a prefix of
+ * tokens, and the same call again carries on from there. tokens may be the session's own. */
 KVF_API kvf_status kvf_session_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
 
-/* Add tokens at the end of the timeline. As kvf_session_sync otherwise. */
+/* Add tokens at the end of the timeline. As kvf_session_sync otherwise, but after NOMEM or
+ * CANCELLED the first tokens may be there already: compare kvf_session_tokens with the count before
+ * and hand over the rest. */
 KVF_API kvf_status kvf_session_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
 
 /* Sample the next token, put it at the end of the timeline and return it in *out. KVF_DONE when
@@ -284,7 +308,8 @@ KVF_API kvf_status kvf_session_append(kvf_session *s, const kvf_token *tokens, i
 KVF_API kvf_status kvf_session_next(kvf_session *s, kvf_token *out, kvf_error *err);
 
 /* Scores for the token after the timeline: *logits is [n_vocab] f32, the session's, valid until
- * the next call on s; it may be changed in place to steer kvf_session_next.
+ * the next call that changes the timeline; it may be changed in place to steer the next token, and
+ * keeps the changes until there is one.
  * Errors: STATE (empty timeline), NOMEM, CANCELLED. */
 KVF_API kvf_status kvf_session_logits(kvf_session *s, float **logits, kvf_error *err);
 
@@ -292,7 +317,7 @@ typedef struct kvf_score {
     float logprob;         /* natural log of the probability of tokens[i] given all before it */
     kvf_token top[5];      /* most likely tokens at that place, best first */
     float top_logprob[5];
-} kvf_score;
+} kvf_score; /* comes in arrays and never changes */
 
 /* Append tokens like kvf_session_append, and say how likely each was: scores is [n], the
  * caller's; scores[0] is all zero when the timeline was empty. */
@@ -302,11 +327,12 @@ KVF_API kvf_status kvf_session_score(kvf_session *s, const kvf_token *tokens, in
 /* Change the sampler. Restarts its random sequence from sampling->seed. Errors: ARG. */
 KVF_API kvf_status kvf_session_set_sampling(kvf_session *s, const kvf_sampling *sampling, kvf_error *err);
 
-/* The timeline's tokens, valid until the next call on s. Returns their count. */
+/* The timeline's tokens, valid until the next call that changes it. Returns their count. */
 KVF_API int64_t kvf_session_tokens(const kvf_session *s, const kvf_token **tokens);
 
-/* Ask a call that runs on s to stop; it returns CANCELLED after the chunk at hand. A request made
- * while none runs stops the next one. Any thread; async-signal-safe. */
+/* Ask a call that runs on s to stop; it returns CANCELLED after the chunk at hand. A request that
+ * comes while none runs, or during the last chunk, stops the next one. Any thread;
+ * async-signal-safe. */
 KVF_API void kvf_session_cancel(kvf_session *s);
 
 /* Fill *stats. Errors: ARG (size). kvf_session_stats_reset zeroes the counters. */

@@ -35,6 +35,8 @@ static kvf_status open_parts(kvf_ctx *ctx, const kvf_ctx_params *p, kvf_error *e
 {
     unsigned flags = kvf_cpu_detect();
     KVF_TRY(kvf_cpu_level_parse(&ctx->level, p->cpu, flags, err));
+    /* Attention on AMX rounds probabilities to bf16: exact mode runs on the level below. */
+    if (p->precision == KVF_PRECISION_F32 && ctx->level == KVF_CPU_LEVEL_AMX) ctx->level = KVF_CPU_LEVEL_AVX512;
     KVF_TRY(kvf_threads_open(&ctx->threads, p->n_threads > 0 ? p->n_threads : kvf_cpu_count(), &ctx->mem, err));
     kvf_cpu_backend_params bp = { .level = ctx->level, .flags = flags, .f32 = p->precision == KVF_PRECISION_F32,
                                   .threads = ctx->threads, .mem = &ctx->mem, .log = &ctx->log };

@@ -40,7 +40,7 @@ static kvf_status entry(const kvf_display *d, int64_t first, int64_t n, int64_t 
 {
     if (i < 0 || i >= n) return KVF_ERR_NOT_FOUND;
     const kvf_display_row *r = &d->rows[first + i];
-    *out = (kvf_model_entry){ r->name, r->type, r->value, r->bytes };
+    *out = (kvf_model_entry){ .name = r->name, .type = r->type, .value = r->value, .bytes = r->bytes };
     return KVF_OK;
 }
 

@@ -5,26 +5,35 @@
 
 #include "model/model.h"
 
-/* Hand list to a caller's [cap] array and free it. */
-static kvf_status give(kvf_token_list *list, kvf_status rc, kvf_token *tokens, int64_t cap, int64_t *n, kvf_error *err)
+/* Hand list to the caller's buffer and free it. */
+static kvf_status give(kvf_token_list *list, kvf_status rc, kvf_token_buf *out, kvf_error *err)
 {
     if (rc >= 0) {
-        *n = list->n;
-        if (list->n > cap)
-            rc = kvf_fail(err, KVF_ERR_LIMIT, "the text has %lld tokens, the array holds %lld", (long long)list->n, (long long)cap);
+        out->n = list->n;
+        if (list->n > out->cap)
+            rc = kvf_fail(err, KVF_ERR_LIMIT, "the text has %lld tokens, the buffer holds %lld", (long long)list->n,
+                          (long long)out->cap);
         else if (list->n > 0)
-            memcpy(tokens, list->v, (size_t)list->n * sizeof *tokens);
+            memcpy(out->v, list->v, (size_t)list->n * sizeof *out->v);
     }
     kvf_free(list->mem, list->v);
     return rc;
 }
 
-kvf_status kvf_tokenize(const kvf_model *m, const char *text, size_t n_bytes, int flags, kvf_token *tokens,
-                        int64_t cap, int64_t *n, kvf_error *err)
+static kvf_status check_buf(kvf_token_buf *out, kvf_error *err)
 {
-    if (n) *n = 0;
-    if (!m || !n || (!text && n_bytes > 0) || cap < 0 || (!tokens && cap > 0))
-        return kvf_fail(err, KVF_ERR_ARG, "model, text and n must not be NULL, tokens only with cap 0");
+    if (!out) return kvf_fail(err, KVF_ERR_ARG, "out is NULL");
+    out->n = 0;
+    if (out->cap < 0 || (!out->v && out->cap > 0))
+        return kvf_fail(err, KVF_ERR_ARG, "out has no array of %lld tokens; give one, or cap 0 to count", (long long)out->cap);
+    return KVF_OK;
+}
+
+kvf_status kvf_tokenize(const kvf_model *m, const char *text, size_t n_bytes, int flags, kvf_token_buf *out,
+                        kvf_error *err)
+{
+    KVF_TRY(check_buf(out, err));
+    if (!m || (!text && n_bytes > 0)) return kvf_fail(err, KVF_ERR_ARG, "%s is NULL", m ? "text" : "model");
     if (flags & ~(KVF_TOKENIZE_SPECIAL | KVF_TOKENIZE_BOS))
         return kvf_fail(err, KVF_ERR_ARG, "flags is %d; use KVF_TOKENIZE_SPECIAL and KVF_TOKENIZE_BOS", flags);
     kvf_token_list list = { .mem = m->mem };
@@ -38,27 +47,28 @@ kvf_status kvf_tokenize(const kvf_model *m, const char *text, size_t n_bytes, in
         list.v[list.n++] = kvf_tokenizer_bos(m->tokenizer);
     }
     if (n_bytes > 0) rc = kvf_tokenizer_encode(m->tokenizer, text, n_bytes, flags & KVF_TOKENIZE_SPECIAL, &list, err);
-    return give(&list, rc, tokens, cap, n, err);
+    return give(&list, rc, out, err);
 }
 
-kvf_status kvf_chat_tokenize(const kvf_model *m, const char *tmpl, const kvf_chat_message *msgs, int64_t n_msgs,
-                             int generate, kvf_token *tokens, int64_t cap, int64_t *n, kvf_error *err)
+kvf_status kvf_chat_tokenize(const kvf_model *m, const kvf_chat *chat, kvf_token_buf *out, kvf_error *err)
 {
-    if (n) *n = 0;
-    if (!m || !n || !msgs || n_msgs < 1 || cap < 0 || (!tokens && cap > 0))
-        return kvf_fail(err, KVF_ERR_ARG, "model, msgs and n must not be NULL, tokens only with cap 0");
-    const kvf_chat_template *c = tmpl ? kvf_chat_find(tmpl) : m->chat;
-    if (!c && tmpl)
-        return kvf_fail(err, KVF_ERR_NOT_FOUND, "no chat template is called '%.64s'; there are: chatml, llama3, gemma, mistral, none", tmpl);
+    KVF_TRY(check_buf(out, err));
+    if (!m || !chat) return kvf_fail(err, KVF_ERR_ARG, "%s is NULL", m ? "chat" : "model");
+    if (!chat->messages || chat->n_messages < 1) return kvf_fail(err, KVF_ERR_ARG, "the chat has no messages");
+    const kvf_chat_template *c = chat->tmpl ? kvf_chat_find(chat->tmpl) : m->chat;
+    if (!c && chat->tmpl)
+        return kvf_fail(err, KVF_ERR_NOT_FOUND,
+                        "no chat template is called '%.64s'; there are: chatml, llama3, gemma, mistral, none", chat->tmpl);
     if (!c)
         return kvf_fail(err, KVF_ERR_NOT_FOUND,
                         "the model file names no known chat template; choose one of chatml, llama3, gemma, mistral, none");
-    for (int64_t i = 0; i < n_msgs; i++)
-        if (!msgs[i].role || !msgs[i].content)
-            return kvf_fail(err, KVF_ERR_ARG, "message %lld has no %s", (long long)i, msgs[i].role ? "content" : "role");
+    for (int64_t i = 0; i < chat->n_messages; i++)
+        if (!chat->messages[i].role || !chat->messages[i].content)
+            return kvf_fail(err, KVF_ERR_ARG, "message %lld has no %s", (long long)i,
+                            chat->messages[i].role ? "content" : "role");
     kvf_token_list list = { .mem = m->mem };
-    kvf_status rc = kvf_chat_encode(c, m->tokenizer, msgs, n_msgs, generate != 0, &list, err);
-    return give(&list, rc, tokens, cap, n, err);
+    kvf_status rc = kvf_chat_encode(c, m->tokenizer, chat->messages, chat->n_messages, chat->generate != 0, &list, err);
+    return give(&list, rc, out, err);
 }
 
 kvf_status kvf_token_bytes(const kvf_model *m, kvf_token token, const char **bytes, size_t *n)

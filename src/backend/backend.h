@@ -18,7 +18,6 @@
 #ifndef KVF_BACKEND_BACKEND_H
 #define KVF_BACKEND_BACKEND_H
 
-#include <pthread.h>
 #include <stdbool.h>
 
 #include "base/dtype.h"
@@ -26,6 +25,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/threads.h"
+#include "base/turn.h"
 
 #define KVF_BACKEND_ABI 1u /* raised when an existing member changes */
 
@@ -43,7 +43,7 @@ typedef struct kvf_weight {
 } kvf_weight;
 
 /* Slots of KV memory: slot i starts at slab[i >> shift] + (i & mask) * slot_bytes. Slabs never
- * move, so a growing pool leaves running kernels alone. */
+ * move; the table of them may, between ops. */
 typedef struct kvf_kv_view {
     void *const *slab;
     int32_t shift;
@@ -151,13 +151,15 @@ typedef struct kvf_lse_merge_args {
 
 typedef enum kvf_act { KVF_ACT_SILU = 0, KVF_ACT_GELU_TANH = 1 } kvf_act;
 
-/* gate[i] = act(gate[i]) * up[i] */
-typedef struct kvf_glu_args {
-    float *gate;
-    const float *up;
-    int64_t n; /* elements */
+/* y = act(x gate^T) * (x up^T), element by element: the first half of a gated FFN. One op, so that
+ * the two products need not go through memory: they are five times as wide as x. */
+typedef struct kvf_matmul_glu_args {
+    const float *x; /* [n_tok][n_in] */
+    int64_t n_tok;
+    const kvf_weight *gate, *up; /* [n_out][n_in] both */
+    float *y;       /* [n_tok][n_out] */
     kvf_act act;
-} kvf_glu_args;
+} kvf_matmul_glu_args;
 
 typedef struct kvf_backend kvf_backend;
 
@@ -184,12 +186,12 @@ typedef struct kvf_backend_ops {
     kvf_status (*embed)(kvf_backend *b, const kvf_embed_args *a, kvf_error *err);
     kvf_status (*rmsnorm)(kvf_backend *b, const kvf_rmsnorm_args *a, kvf_error *err);
     kvf_status (*matmul)(kvf_backend *b, const kvf_matmul_args *a, kvf_error *err);
+    kvf_status (*matmul_glu)(kvf_backend *b, const kvf_matmul_glu_args *a, kvf_error *err);
     kvf_status (*rope_table)(kvf_backend *b, const kvf_rope_table_args *a, kvf_error *err);
     kvf_status (*rope)(kvf_backend *b, const kvf_rope_args *a, kvf_error *err);
     kvf_status (*kv_put)(kvf_backend *b, const kvf_kv_put_args *a, kvf_error *err);
     kvf_status (*attn)(kvf_backend *b, const kvf_attn_args *a, kvf_error *err);
     kvf_status (*lse_merge)(kvf_backend *b, const kvf_lse_merge_args *a, kvf_error *err);
-    kvf_status (*glu)(kvf_backend *b, const kvf_glu_args *a, kvf_error *err);
     kvf_status (*add)(kvf_backend *b, float *x, const float *y, int64_t n, kvf_error *err); /* x += y */
 
     int64_t (*batch_hint)(kvf_backend *b); /* good prefill chunk, tokens */
@@ -202,7 +204,7 @@ struct kvf_backend {
     const kvf_backend_ops *ops;
     const kvf_mem *mem;
     const kvf_log *log;
-    pthread_mutex_t run; /* held by a session while it computes a chunk */
+    kvf_turn run; /* held by a session while it computes a chunk */
 };
 
 #endif

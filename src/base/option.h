@@ -1,7 +1,7 @@
 /* option.h - option tables: one row feeds the parser, the range check, --help and the docs.
  *
- * A policy spec is "name:key=value,key=value"; specs chain with '+'. The fields named by the rows
- * live in the policy's zeroed state struct.
+ * A policy spec is "name:key=value,key=value". The fields named by the rows live in the policy's
+ * zeroed state struct.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_BASE_OPTION_H

@@ -6,11 +6,12 @@
 struct kvf_pool {
     kvf_backend *backend;
     kvf_kv_view view;
-    void **slab;      /* [max_slab], view.slab */
-    int32_t *refs;    /* [max_slots] */
-    int32_t *free;    /* [max_slots] stack of slots given back */
+    void **slab;      /* [cap_slab], also view.slab; the table may move between ops, slabs do not */
+    int32_t *refs;    /* [cap] references of each slot */
+    int32_t *free;    /* [cap] stack of slots given back */
+    int64_t cap_slab, cap_refs, cap_free; /* grow with use: a context of 10^9 tokens costs nothing empty */
     int64_t n_free, n_fresh, n_used; /* n_fresh: slots handed out at least once */
-    int64_t max_slots, max_slab;
+    int64_t max_slots;
 };
 
 /* Slabs of about 4 MiB: few allocations for a long text, little waste for a short one. */
@@ -35,22 +36,6 @@ kvf_status kvf_pool_open(kvf_pool **out, const kvf_pool_params *p, kvf_error *er
     pool->max_slots = p->max_slots < INT32_MAX ? p->max_slots : INT32_MAX;
     if (p->budget_bytes > 0 && (int64_t)(p->budget_bytes / slot_bytes) < pool->max_slots)
         pool->max_slots = (int64_t)(p->budget_bytes / slot_bytes);
-    pool->max_slab = (pool->max_slots >> pool->view.shift) + 1;
-    kvf_status rc = kvf_mem_get(mem, &block, (size_t)pool->max_slab, sizeof(void *), err);
-    pool->slab = block;
-    pool->view.slab = pool->slab;
-    if (rc >= 0) {
-        rc = kvf_mem_get(mem, &block, (size_t)pool->max_slots, sizeof(int32_t), err);
-        pool->refs = block;
-    }
-    if (rc >= 0) {
-        rc = kvf_mem_get(mem, &block, (size_t)pool->max_slots, sizeof(int32_t), err);
-        pool->free = block;
-    }
-    if (rc < 0) {
-        kvf_pool_close(pool);
-        return rc;
-    }
     *out = pool;
     return KVF_OK;
 }
@@ -59,7 +44,7 @@ void kvf_pool_close(kvf_pool *pool)
 {
     if (!pool) return;
     const kvf_mem *mem = pool->backend->mem;
-    for (int64_t i = 0; pool->slab && i < pool->max_slab; i++)
+    for (int64_t i = 0; pool->slab && i < pool->cap_slab; i++)
         pool->backend->ops->release(pool->backend, pool->slab[i]);
     kvf_free(mem, pool->slab);
     kvf_free(mem, pool->refs);
@@ -77,22 +62,38 @@ kvf_status kvf_pool_can_take(const kvf_pool *pool, int64_t n, kvf_error *err)
                     (long long)pool->max_slots);
 }
 
+/* A slot never used before, in a slab that may have to be made. */
+static kvf_status take_fresh(kvf_pool *pool, int32_t *slot, kvf_error *err)
+{
+    KVF_TRY(kvf_pool_can_take(pool, 1, err));
+    int64_t i = pool->n_fresh, slab = i >> pool->view.shift;
+    const kvf_mem *mem = pool->backend->mem;
+    void *table = pool->slab, *refs = pool->refs, *stack = pool->free;
+    kvf_status rc = kvf_reserve(mem, &table, &pool->cap_slab, slab + 1, sizeof(void *), err);
+    pool->slab = table;
+    pool->view.slab = pool->slab;
+    if (rc >= 0) rc = kvf_reserve(mem, &refs, &pool->cap_refs, i + 1, sizeof(int32_t), err);
+    pool->refs = refs;
+    if (rc >= 0) rc = kvf_reserve(mem, &stack, &pool->cap_free, i + 1, sizeof(int32_t), err);
+    pool->free = stack;
+    if (rc >= 0 && !pool->slab[slab]) {
+        /* The last slab may stick out over the budget: take only what it may hold. */
+        int64_t first = slab << pool->view.shift, n = (int64_t)1 << pool->view.shift;
+        if (first + n > pool->max_slots) n = pool->max_slots - first;
+        rc = pool->backend->ops->alloc(pool->backend, &pool->slab[slab], (size_t)n * pool->view.slot_bytes, err);
+    }
+    if (rc < 0) return rc;
+    *slot = (int32_t)i;
+    pool->n_fresh++;
+    return KVF_OK;
+}
+
 kvf_status kvf_pool_take(kvf_pool *pool, int32_t *slot, kvf_error *err)
 {
     if (pool->n_free > 0) {
         *slot = pool->free[--pool->n_free];
     } else {
-        KVF_TRY(kvf_pool_can_take(pool, 1, err));
-        int64_t i = pool->n_fresh, slab = i >> pool->view.shift;
-        if (!pool->slab[slab]) {
-            /* The last slab may stick out over the budget: take only what it may hold. */
-            int64_t first = slab << pool->view.shift, n = (int64_t)1 << pool->view.shift;
-            if (first + n > pool->max_slots) n = pool->max_slots - first;
-            KVF_TRY(pool->backend->ops->alloc(pool->backend, &pool->slab[slab],
-                                              (size_t)n * pool->view.slot_bytes, err));
-        }
-        *slot = (int32_t)i;
-        pool->n_fresh++;
+        KVF_TRY(take_fresh(pool, slot, err));
     }
     pool->refs[*slot] = 1;
     pool->n_used++;

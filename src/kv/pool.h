@@ -1,6 +1,6 @@
 /* pool.h - slots of KV memory: each holds one block (KVF_BLOCK tokens) of one layer.
  *
- * Slots come in slabs that never move, so kernels and slot tables stay valid while the pool grows.
+ * Slots come in slabs that never move, so slot tables stay valid while the pool grows.
  * A slot is reference-counted: sequences that share a prefix share its slots. The pool never holds
  * more bytes than its budget.
  *

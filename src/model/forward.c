@@ -23,7 +23,7 @@ struct kvf_forward {
     float *h;         /* [cap][n_embd] normed input, or a half layer's output before its post-norm */
     float *q, *o;     /* [cap][n_head * head_dim] */
     float *k, *v;     /* [cap][n_head_kv * head_dim] */
-    float *gate, *up; /* [cap][n_ff] */
+    float *ff;        /* [cap][n_ff] gated */
     float *rope[2];   /* [cap][n_rot] angles: global layers, sliding-window layers */
     int32_t *pos;     /* host, [cap] */
 
@@ -77,7 +77,7 @@ static kvf_status grow_buffers(kvf_forward *f, int64_t n, kvf_error *err)
         float **at;
         int64_t width;
     } parts[] = { { &f->x, hp->n_embd }, { &f->h, hp->n_embd }, { &f->q, q }, { &f->o, q }, { &f->k, kv }, { &f->v, kv },
-                  { &f->gate, hp->n_ff }, { &f->up, hp->n_ff }, { &f->rope[0], hp->n_rot }, { &f->rope[1], hp->n_rot } };
+                  { &f->ff, hp->n_ff }, { &f->rope[0], hp->n_rot }, { &f->rope[1], hp->n_rot } };
     enum { N = sizeof parts / sizeof *parts };
     int64_t total = 0, offset[N];
     for (int i = 0; i < N; i++) {
@@ -172,11 +172,9 @@ static kvf_status feed_forward(kvf_forward *f, int32_t l, int64_t n, int64_t n_q
     const kvf_layer *y = &f->m->layers[l];
     float *x = f->x + (n - n_q) * hp->n_embd;
     KVF_TRY(norm(f, x, y->ffn_norm, f->h, n_q, hp->n_embd, err));
-    kvf_matmul_args a = { .x = f->h, .n_tok = n_q, .n_w = 2, .w = { &y->gate, &y->up }, .y = { f->gate, f->up } };
-    KVF_TRY(f->be->ops->matmul(f->be, &a, err));
-    kvf_glu_args g = { .gate = f->gate, .up = f->up, .n = n_q * hp->n_ff, .act = hp->act };
-    KVF_TRY(f->be->ops->glu(f->be, &g, err));
-    return project_residual(f, f->gate, &y->down, NULL, y->post_ffn_norm, x, n_q, err);
+    kvf_matmul_glu_args g = { .x = f->h, .n_tok = n_q, .gate = &y->gate, .up = &y->up, .y = f->ff, .act = hp->act };
+    KVF_TRY(f->be->ops->matmul_glu(f->be, &g, err));
+    return project_residual(f, f->ff, &y->down, NULL, y->post_ffn_norm, x, n_q, err);
 }
 
 /* Token embeddings and the chunk's RoPE angles. */
@@ -193,6 +191,20 @@ static kvf_status begin(kvf_forward *f, const kvf_chunk *c, int64_t n_past, kvf_
     return f->be->ops->embed(f->be, &e, err);
 }
 
+static kvf_status run_layers(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err)
+{
+    int64_t n = c->n_tok;
+    KVF_TRY(kvf_kv_reserve(kv, n, err));
+    KVF_TRY(begin(f, c, kvf_kv_len(kv), err));
+    int32_t last = f->m->hp.n_layer - 1;
+    for (int32_t l = 0; l <= last; l++) {
+        int64_t n_q = l < last ? n : c->n_out;
+        KVF_TRY(attention(f, kv, policy, l, n, n_q, err));
+        if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
+    }
+    return KVF_OK;
+}
+
 kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err)
 {
     if (c->n_tok < 1 || c->n_tok > f->n_batch || c->n_out < 0 || c->n_out > c->n_tok)
@@ -203,13 +215,10 @@ kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const
         return kvf_fail(err, KVF_ERR_LIMIT, "positions end at %d tokens; shorten the text", INT32_MAX);
     KVF_TRY(grow_buffers(f, n, err));
     f->n_out = 0;
-    KVF_TRY(kvf_kv_reserve(kv, n, err));
-    KVF_TRY(begin(f, c, n_past, err));
-    int32_t last = f->m->hp.n_layer - 1;
-    for (int32_t l = 0; l <= last; l++) {
-        int64_t n_q = l < last ? n : c->n_out;
-        KVF_TRY(attention(f, kv, policy, l, n, n_q, err));
-        if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
+    kvf_status rc = run_layers(f, kv, policy, c, err);
+    if (rc < 0) {
+        kvf_kv_truncate(kv, n_past); /* give back what was reserved */
+        return rc;
     }
     kvf_kv_commit(kv, n);
     /* The wanted rows to the front of x, where logits() finds them. */

@@ -1,6 +1,6 @@
 /* forward.h - runs a chunk of tokens through the layers.
  *
- * Owns the activations of one chunk: about (4 n_embd + 2 n_head head_dim + 2 n_ff + ...) floats a
+ * Owns the activations of one chunk: about (2 n_embd + 2 n_head head_dim + n_ff + ...) floats a
  * token. KV goes to the KV manager; what attention reads is the policy's choice.
  *
  * SPDX-License-Identifier: Apache-2.0 */

@@ -18,6 +18,7 @@ typedef struct loader {
     float *host;     /* vectors, filled here, uploaded at the end */
     int64_t n, cap;  /* floats used and there */
     int64_t type_bytes[KVF_DTYPE_LIMIT];
+    uint8_t *used;   /* [n_tensor] */
 } loader;
 
 static const kvf_gguf_tensor *find(loader *l, const char *name, bool required)
@@ -26,7 +27,29 @@ static const kvf_gguf_tensor *find(loader *l, const char *name, bool required)
     const kvf_gguf_tensor *t = kvf_gguf_find_tensor(l->m->gguf, name);
     if (!t && required)
         l->rc = kvf_fail(l->err, KVF_ERR_FORMAT, "tensor '%s' is missing; the file is incomplete or of another architecture", name);
+    if (t) l->used[t - kvf_gguf_tensor_at(l->m->gguf, 0)] = 1;
     return t;
+}
+
+static bool ends_with(kvf_str s, const char *end)
+{
+    size_t n = strlen(end);
+    return s.n >= n && memcmp(s.p + s.n - n, end, n) == 0;
+}
+
+/* A tensor that no formula of ours reads belongs to a model that computes something else: better no
+ * answer than a wrong one. RoPE tables are the exception: rope_freqs is read elsewhere, and old
+ * files carry tables that follow from the metadata. */
+static kvf_status check_all_used(const loader *l)
+{
+    for (int64_t i = 0; i < kvf_gguf_n_tensor(l->m->gguf); i++) {
+        kvf_str name = kvf_gguf_tensor_at(l->m->gguf, i)->name;
+        if (l->used[i] || ends_with(name, "rope_freqs.weight") || ends_with(name, "rot_embd.weight")) continue;
+        return kvf_fail(l->err, KVF_ERR_UNSUPPORTED,
+                        "tensor '%.*s' is not part of %s as this build knows it; the model would compute something else",
+                        name.n > 96 ? 96 : (int)name.n, name.p, l->m->hp.arch_name);
+    }
+    return KVF_OK;
 }
 
 /* A matrix [n_out][n_in]. */
@@ -127,7 +150,8 @@ static kvf_status load_tensors(loader *l)
     if (find(l, "output.weight", false)) load_matrix(l, &m->output, "output.weight", hp->n_vocab, hp->n_embd);
     else m->output = m->embed; /* tied */
     for (int32_t i = 0; i < hp->n_layer && l->rc >= 0; i++) load_layer(l, i);
-    return l->rc;
+    KVF_TRY(l->rc);
+    return check_all_used(l);
 }
 
 /* Floats of all vectors, an upper bound: ten a layer, the widest of each kind. */
@@ -139,16 +163,17 @@ static int64_t vector_floats(const kvf_hparams *hp)
 
 static kvf_status check_vectors_fit(const kvf_model *m, kvf_error *err)
 {
-    /* The metadata may claim any width; the vectors themselves must be in the file. */
-    if ((uint64_t)vector_floats(&m->hp) / 4 > kvf_gguf_file_bytes(m->gguf))
+    /* The metadata may claim any width; but matrices are as wide as the vectors and must be in the
+     * file, at 4 bits an element or more, so no file has vectors of more floats than it has bytes. */
+    if ((uint64_t)vector_floats(&m->hp) > kvf_gguf_file_bytes(m->gguf))
         return kvf_fail(err, KVF_ERR_FORMAT, "the metadata describes a larger model than the file of %zu bytes can hold",
                         kvf_gguf_file_bytes(m->gguf));
     return KVF_OK;
 }
 
 /* Of the metadata, the tensor directory and 64 bytes from the start, middle and end of every
- * tensor: two files with the same fingerprint give the same answers, and the weights need not be
- * read for it. */
+ * tensor: tells any two models apart without reading all weights, but does not prove that every
+ * byte is the same. */
 static void fingerprint(kvf_model *m)
 {
     kvf_hash h = { 0 };
@@ -183,9 +208,12 @@ static kvf_status load_weights(kvf_model *m, kvf_error *err)
     m->vectors = block;
     KVF_TRY(kvf_mem_get(m->mem, &block, (size_t)l.cap, sizeof(float), err));
     l.host = block;
-    kvf_status rc = load_tensors(&l);
+    kvf_status rc = kvf_mem_get(m->mem, &block, (size_t)kvf_gguf_n_tensor(m->gguf), 1, err);
+    l.used = block;
+    if (rc >= 0) rc = load_tensors(&l);
     if (rc >= 0) rc = m->backend->ops->upload(m->backend, m->vectors, l.host, (size_t)l.n * sizeof(float), err);
     kvf_free(m->mem, l.host);
+    kvf_free(m->mem, l.used);
     m->main_type = KVF_DTYPE_F32;
     for (int t = 0; t < KVF_DTYPE_LIMIT; t++)
         if (l.type_bytes[t] > l.type_bytes[m->main_type]) m->main_type = (kvf_dtype)t;

@@ -99,10 +99,10 @@ static kvf_status check_tokens(const kvf_session *s, const kvf_token *tokens, in
 /* Compute one chunk, alone on the backend. */
 static kvf_status run_chunk(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
 {
-    pthread_mutex_lock(&s->m->backend->run);
+    kvf_turn_take(&s->m->backend->run);
     kvf_status rc = kvf_forward_run(s->forward, s->kv, s->policy, c, err);
     if (rc >= 0 && logits) rc = kvf_forward_logits(s->forward, 0, 1, logits, err);
-    pthread_mutex_unlock(&s->m->backend->run);
+    kvf_turn_give(&s->m->backend->run);
     return rc;
 }
 
@@ -135,11 +135,12 @@ static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
     return KVF_OK;
 }
 
-/* After a failure the timeline is what was computed. */
-static void settle(kvf_session *s)
+/* After a failure the timeline is what was computed, but never less than the n tokens it had. */
+static void settle(kvf_session *s, int64_t n)
 {
-    if (kvf_kv_len(s->kv) < s->n_token) {
-        s->n_token = kvf_kv_len(s->kv);
+    int64_t keep = kvf_kv_len(s->kv) > n ? kvf_kv_len(s->kv) : n;
+    if (keep < s->n_token) {
+        s->n_token = keep;
         s->has_logits = false;
     }
 }
@@ -156,24 +157,36 @@ kvf_status kvf_timeline_logits(kvf_session *s, kvf_error *err)
     return rc;
 }
 
-static kvf_status prefill(kvf_session *s, kvf_error *err)
+/* n_keep: tokens that stay on the timeline should it fail. */
+static kvf_status prefill(kvf_session *s, int64_t n_keep, kvf_error *err)
 {
     double start = now_ms();
     int64_t before = kvf_kv_len(s->kv);
     kvf_status rc = compute(s, true, err);
     s->prefill_ms += now_ms() - start;
     s->n_computed += kvf_kv_len(s->kv) - before;
-    if (rc < 0) settle(s);
+    if (rc < 0) settle(s, n_keep);
     return rc;
+}
+
+/* Room for n tokens on the list. *tokens may point into it (the session's own tokens, cut short and
+ * handed back): then it is moved along. */
+static kvf_status reserve_tokens(kvf_session *s, const kvf_token **tokens, int64_t n, kvf_error *err)
+{
+    uintptr_t at = (uintptr_t)*tokens, list = (uintptr_t)s->tokens;
+    bool own = s->tokens && at >= list && at < list + (size_t)s->cap_token * sizeof **tokens;
+    void *grown = s->tokens;
+    KVF_TRY(kvf_reserve(s->mem, &grown, &s->cap_token, n, sizeof(kvf_token), err));
+    s->tokens = grown;
+    if (own) *tokens = s->tokens + (at - list) / sizeof **tokens;
+    return KVF_OK;
 }
 
 kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
     KVF_TRY(check_tokens(s, tokens, n, err));
     KVF_TRY(check_room(s, n, err));
-    void *list = s->tokens;
-    KVF_TRY(kvf_reserve(s->mem, &list, &s->cap_token, n, sizeof(kvf_token), err));
-    s->tokens = list;
+    KVF_TRY(reserve_tokens(s, &tokens, n, err));
     int64_t same = 0, both = n < s->n_token ? n : s->n_token;
     while (same < both && s->tokens[same] == tokens[same]) same++;
     s->n_prompt += n;
@@ -184,11 +197,11 @@ kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n,
     int64_t keep = same < kvf_kv_len(s->kv) ? same : kvf_kv_len(s->kv);
     if (keep == n) keep = n - 1; /* the logits after the last token are wanted */
     kvf_kv_truncate(s->kv, keep);
-    memcpy(s->tokens, tokens, (size_t)n * sizeof *tokens);
+    memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_token = n;
     s->has_logits = false;
     s->n_reused += keep;
-    return prefill(s, err);
+    return prefill(s, keep, err);
 }
 
 /* Put tokens at the end of the list without computing them. */
@@ -196,10 +209,8 @@ static kvf_status extend(kvf_session *s, const kvf_token *tokens, int64_t n, kvf
 {
     KVF_TRY(check_tokens(s, tokens, n, err));
     KVF_TRY(check_room(s, s->n_token + n, err));
-    void *list = s->tokens;
-    KVF_TRY(kvf_reserve(s->mem, &list, &s->cap_token, s->n_token + n, sizeof(kvf_token), err));
-    s->tokens = list;
-    memcpy(s->tokens + s->n_token, tokens, (size_t)n * sizeof *tokens);
+    KVF_TRY(reserve_tokens(s, &tokens, s->n_token + n, err));
+    memmove(s->tokens + s->n_token, tokens, (size_t)n * sizeof *tokens);
     s->n_token += n;
     s->has_logits = false;
     return KVF_OK;
@@ -207,9 +218,10 @@ static kvf_status extend(kvf_session *s, const kvf_token *tokens, int64_t n, kvf
 
 kvf_status kvf_timeline_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
+    int64_t n_keep = s->n_token;
     KVF_TRY(extend(s, tokens, n, err));
     s->n_prompt += n;
-    return prefill(s, err);
+    return prefill(s, n_keep, err);
 }
 
 kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err)
@@ -220,6 +232,8 @@ kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err)
     double start = now_ms();
     kvf_token token = kvf_sampler_pick(s->sampler, s->logits, s->tokens, s->n_token);
     s->decode_ms += now_ms() - start;
+    if (!isfinite(s->logits[token]))
+        return kvf_fail(err, KVF_ERR_FORMAT, "the model computes no finite score for any token; its file is damaged");
     if (kvf_tokenizer_is_end(s->m->tokenizer, token)) {
         *out = token;
         return KVF_DONE;
@@ -264,9 +278,9 @@ static kvf_status score_chunk(kvf_session *s, int64_t at, int64_t n, kvf_score *
     int32_t n_vocab = s->m->hp.n_vocab;
     for (int64_t i = 0; i < n; i += SCORE_ROWS) {
         int64_t rows = n - i < SCORE_ROWS ? n - i : SCORE_ROWS;
-        pthread_mutex_lock(&s->m->backend->run);
+        kvf_turn_take(&s->m->backend->run);
         kvf_status rc = kvf_forward_logits(s->forward, i, rows, s->score_rows, err);
-        pthread_mutex_unlock(&s->m->backend->run);
+        kvf_turn_give(&s->m->backend->run);
         KVF_TRY(rc);
         for (int64_t r = 0; r < rows; r++) {
             const float *row = s->score_rows + r * n_vocab;
@@ -315,6 +329,6 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
     kvf_status rc = score_all(s, first, scores, err);
     s->prefill_ms += now_ms() - start;
     s->n_computed += kvf_kv_len(s->kv) - first;
-    if (rc < 0) settle(s);
+    if (rc < 0) settle(s, first);
     return rc;
 }

@@ -265,8 +265,9 @@ static kvf_status read_ids(kvf_tokenizer *t, const kvf_gguf *g, kvf_error *err)
     for (int i = 1; i < 5; i++)
         if (i != 2 && id[i] >= 0 && !kvf_tokenizer_is_end(t, (kvf_token)id[i]))
             t->end[t->n_end++] = (kvf_token)id[i];
-    return kvf_gguf_get_bool_or(g, "tokenizer.ggml.add_bos_token", t->spm || t->pre->add_bos, &t->add_bos,
-                                err);
+    KVF_TRY(kvf_gguf_get_bool_or(g, "tokenizer.ggml.add_bos_token", t->spm || t->pre->add_bos, &t->add_bos, err));
+    if (t->bos == KVF_TOKEN_NONE) t->add_bos = false; /* a rule about a token the file does not name */
+    return KVF_OK;
 }
 
 /* ---- Open: bytes, hash table, special tokens ------------------------------------------------ */

@@ -45,10 +45,11 @@ static kvf_status run_all(faulty *f, const char *path)
     kvf_status rc = kvf_ctx_open(&ctx, &cp, &err);
     if (rc >= 0) rc = kvf_model_open(&m, ctx, path, &err);
     kvf_token t[300], out;
-    int64_t n = 0;
-    if (rc >= 0) rc = kvf_tokenize(m, "hello world, 12 times", 21, KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL, t, 300, &n, &err);
+    kvf_token_buf buf = { .v = t, .cap = 300 };
+    if (rc >= 0) rc = kvf_tokenize(m, "hello world, 12 times", 21, KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL, &buf, &err);
     kvf_chat_message msg = { "user", "a question", (size_t)-1 };
-    if (rc >= 0) rc = kvf_chat_tokenize(m, "none", &msg, 1, 1, t, 300, &n, &err);
+    kvf_chat chat = { .tmpl = "none", .messages = &msg, .n_messages = 1, .generate = 1 };
+    if (rc >= 0) rc = kvf_chat_tokenize(m, &chat, &buf, &err);
     kvf_session_params sp;
     kvf_session_params_init(&sp);
     sp.n_ctx = 400;
@@ -79,6 +80,40 @@ static kvf_status run_all(faulty *f, const char *path)
 /* What may fail without the call failing: PCRE2 runs its patterns without its just-in-time
  * compiler when that gets no memory, a few allocations a pattern. */
 enum { OPTIONAL_MAX = 12 };
+
+/* A chunk that fails half-way gives its slots back: with a context of exactly its size, the same
+ * call succeeds as soon as memory is there. */
+Test(alloc, a_failed_chunk_can_be_read_again)
+{
+    kvf_error err;
+    for (long k = 1; k < 40; k++) {
+        faulty f = { 0 };
+        kvf_ctx *ctx;
+        kvf_model *m;
+        kvf_session *s;
+        kvf_ctx_params cp;
+        kvf_ctx_params_init(&cp);
+        cp.alloc = faulty_alloc;
+        cp.release = faulty_release;
+        cp.user = &f;
+        cr_assert_eq(kvf_ctx_open(&ctx, &cp, &err), KVF_OK);
+        cr_assert_eq(kvf_model_open(&m, ctx, KVF_TEST_DATA "/tiny/qwen2.gguf", &err), KVF_OK);
+        kvf_session_params sp;
+        kvf_session_params_init(&sp);
+        sp.n_ctx = 128;
+        cr_assert_eq(kvf_session_open(&s, m, &sp, &err), KVF_OK);
+        kvf_token t[128];
+        for (int i = 0; i < 128; i++) t[i] = i;
+        atomic_store(&f.fail_at, atomic_load(&f.n_alloc) + k);
+        kvf_status rc = kvf_session_sync(s, t, 128, &err);
+        cr_assert(rc == KVF_OK || rc == KVF_ERR_NOMEM);
+        cr_assert_eq(kvf_session_sync(s, t, 128, &err), KVF_OK, "allocation %ld: %s", k, err.msg);
+        kvf_session_close(s);
+        kvf_model_close(m);
+        kvf_ctx_close(ctx);
+        cr_assert_eq(atomic_load(&f.n_live), 0);
+    }
+}
 
 static void fail_each(const char *path)
 {

@@ -34,14 +34,15 @@ static void generate(kvf_model *m)
     kvf_session *s;
     kvf_error err;
     kvf_token token[16];
-    int64_t n = 0;
     static const kvf_chat_message hello = { "user", "hi <|im_end|>", (size_t)-1 };
     kvf_session_params_init(&p);
     p.n_ctx = 32;
     p.sampling.temperature = 0.7f;
-    if (kvf_chat_tokenize(m, NULL, &hello, 1, 1, token, 16, &n, &err) != KVF_OK) n = 1, token[0] = 0;
+    kvf_chat chat = { .messages = &hello, .n_messages = 1, .generate = 1 };
+    kvf_token_buf buf = { .v = token, .cap = 16 };
+    if (kvf_chat_tokenize(m, &chat, &buf, &err) != KVF_OK) buf.n = 1, token[0] = 0;
     if (kvf_session_open(&s, m, &p, &err) != KVF_OK) return;
-    if (kvf_session_append(s, token, n, &err) == KVF_OK) {
+    if (kvf_session_append(s, token, buf.n, &err) == KVF_OK) {
         for (int i = 0; i < 3 && kvf_session_next(s, token, &err) == KVF_OK; i++) {
             const char *bytes;
             size_t len;

@@ -147,12 +147,11 @@ static bool score_text(const fixture *x, const char *path, const kvf_ctx_params 
     cr_assert_eq(kvf_model_open(&model, ctx, path, &err), KVF_OK, "%s", err.msg);
     size_t n_bytes;
     char *text = read_text(x->text, &n_bytes);
-    int64_t n_text = 0;
-    rc = kvf_tokenize(model, text, n_bytes, KVF_TOKENIZE_SPECIAL | KVF_TOKENIZE_BOS, tokens, MAX_TOKENS,
-                      &n_text, &err);
+    kvf_token_buf buf = { .v = tokens, .cap = MAX_TOKENS };
+    rc = kvf_tokenize(model, text, n_bytes, KVF_TOKENIZE_SPECIAL | KVF_TOKENIZE_BOS, &buf, &err);
     cr_assert_eq(rc, KVF_OK, "%s", err.msg);
-    cr_assert_eq(n_text, *n);
-    for (int64_t i = 0; i < n_text; i++) cr_assert_eq(tokens[i], want[i].token, "token %" PRId64, i);
+    cr_assert_eq(buf.n, *n);
+    for (int64_t i = 0; i < buf.n; i++) cr_assert_eq(tokens[i], want[i].token, "token %" PRId64, i);
     if (*n > most) *n = most;
     kvf_session *s = NULL;
     cr_assert_eq(kvf_session_open(&s, model, NULL, &err), KVF_OK, "%s", err.msg);

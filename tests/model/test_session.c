@@ -288,6 +288,57 @@ Test(session, cancel_keeps_a_prefix_and_the_same_call_carries_on)
     close_rig(&r);
 }
 
+Test(session, cancelled_append_keeps_what_was_there_and_tells_how_much_came)
+{
+    rig r = open_rig(NULL, 2);
+    kvf_token t[200], x;
+    make_tokens(&r, 4, t, 200);
+    kvf_session *s = open_session(&r, 512, 32, NULL);
+    cr_assert_eq(kvf_session_sync(s, t, 50, &err), KVF_OK);
+    cr_assert_eq(kvf_session_next(s, &x, &err), KVF_OK);
+    cr_assert_eq(kvf_session_tokens(s, NULL), 51);
+    kvf_session_cancel(s);
+    cr_assert_eq(kvf_session_append(s, t, 5, &err), KVF_ERR_CANCELLED);
+    const kvf_token *now;
+    cr_assert_eq(kvf_session_tokens(s, &now), 51); /* the token next() returned is still there */
+    cr_assert_eq(now[50], x);
+    cr_assert_eq(kvf_session_append(s, t, 5, &err), KVF_OK);
+    cr_assert_eq(kvf_session_tokens(s, NULL), 56);
+    kvf_session_close(s);
+    close_rig(&r);
+}
+
+Test(session, its_own_tokens_may_be_handed_back)
+{
+    rig r = open_rig(NULL, 1);
+    kvf_token t[60];
+    make_tokens(&r, 8, t, 60);
+    kvf_session *s = open_session(&r, 4096, 32, NULL);
+    cr_assert_eq(kvf_session_sync(s, t, 60, &err), KVF_OK);
+    for (int64_t n = 60; n < 1000; n *= 2) { /* grows the list under its own feet */
+        const kvf_token *own;
+        cr_assert_eq(kvf_session_tokens(s, &own), n);
+        cr_assert_eq(kvf_session_append(s, own, n, &err), KVF_OK);
+    }
+    const kvf_token *own;
+    int64_t n = kvf_session_tokens(s, &own);
+    for (int64_t i = 0; i < n; i++) cr_assert_eq(own[i], t[i % 60]);
+    cr_assert_eq(kvf_session_sync(s, own, 60, &err), KVF_OK);
+    cr_assert_eq(kvf_session_tokens(s, NULL), 60);
+    kvf_session_close(s);
+    close_rig(&r);
+}
+
+Test(session, an_empty_session_of_a_huge_context_is_cheap)
+{
+    rig r = open_rig(NULL, 1);
+    kvf_session *s[50];
+    for (int i = 0; i < 50; i++) s[i] = open_session(&r, INT32_MAX, 0, NULL); /* 16 MB of slab table at most each, untouched */
+    cr_assert_eq(stats_of(s[0]).kv_bytes, 0);
+    for (int i = 0; i < 50; i++) kvf_session_close(s[i]);
+    close_rig(&r);
+}
+
 typedef struct job {
     const rig *r;
     uint32_t seed;
