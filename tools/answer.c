@@ -109,9 +109,13 @@ static kvf_status generate(answer *a, engine *e, output *o, double *t_first, kvf
             *t_first = clock_s();
             progress_clear(&e->bar);
         }
-        if (rc == KVF_DONE) {
+        if (rc == KVF_DONE && !o->r->ignore_eos) {
             a->finish = "stop";
             return KVF_OK;
+        }
+        if (rc == KVF_DONE) { /* it was not put on the timeline */
+            rc = kvf_session_append(e->session, &token, 1, err);
+            if (rc < 0) return rc;
         }
         a->n_generated++;
         const char *bytes = NULL;

@@ -12,6 +12,7 @@
 typedef struct answer_request {
     const token_list *prompt;
     int64_t max_tokens;
+    bool ignore_eos;  /* the end of the answer does not end it */
     const char *stop; /* end before this text; NULL: none */
     bool trim;        /* leave out white space in front and behind */
     bool stream;      /* write to stdout as it comes */

@@ -181,7 +181,8 @@ static kvf_status ask_one(ask *a, const char *question, kvf_error *err)
     memset(&ans, 0, sizeof ans);
     kvf_status rc = build_prompt(a, question, &prompt, err);
     if (rc == KVF_OK) {
-        answer_request r = { .prompt = &prompt, .max_tokens = a->so.max_tokens, .start_s = start };
+        answer_request r = { .prompt = &prompt, .max_tokens = a->so.max_tokens, .ignore_eos = a->so.ignore_eos,
+                             .start_s = start };
         r.trim = !a->o.raw;
         r.stop = !a->o.raw && prompt_is_plain(&a->e, a->o.tmpl) ? "\n\n" : NULL;
         r.stream = !a->o.json && !a->o.no_stream;

@@ -123,7 +123,7 @@ static kvf_status say(chat *c, const char *text, kvf_error *err)
     if (rc == KVF_OK) rc = frame(c, &prompt, err);
     if (rc == KVF_OK) {
         answer_request r = {
-            .prompt = &prompt, .max_tokens = c->so.max_tokens, .start_s = start, .trim = true
+            .prompt = &prompt, .max_tokens = c->so.max_tokens, .ignore_eos = c->so.ignore_eos, .start_s = start, .trim = true
         };
         r.stop = prompt_is_plain(&c->e, c->o.tmpl) ? "\n\n" : NULL;
         r.stream = !c->o.json;

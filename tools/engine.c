@@ -53,6 +53,8 @@ const arg_row engine_session_rows[] = {
 const arg_row engine_sampling_rows[] = {
     ROW(sampling_options, max_tokens, "--max-tokens", 'n', "N", ARG_INT, "256", 1, 1 << 30,
         "longest answer, in tokens"),
+    ROW(sampling_options, ignore_eos, "--ignore-eos", 0, NULL, ARG_FLAG, NULL, 0, 0,
+        "go on after the end of the answer, up to --max-tokens"),
     ROW(sampling_options, temp, "--temp", 0, "X", ARG_REAL, "0", 0, 100,
         "0: always the most likely token; higher: more varied"),
     ROW(sampling_options, top_k, "--top-k", 0, "N", ARG_INT, "40", 0, 1 << 30,

@@ -23,6 +23,7 @@ typedef struct engine_options {
 typedef struct sampling_options {
     double temp, top_p, min_p, repeat_penalty;
     int64_t top_k, repeat_last_n, seed, max_tokens;
+    bool ignore_eos;
 } sampling_options;
 
 extern const arg_row engine_model_rows[];    /* -m -t --cpu --precision --yes --quiet --verbose */

@@ -369,7 +369,8 @@ class Signals(Cli):
     """Endless answers are made by a model that never ends and a large --max-tokens."""
 
     def start(self, *args, **more):
-        command = [PROGRAM, "ask", "-m", model(), "--raw", "-n", "1000000", "-c", "1000000", "--temp", "2"]
+        command = [PROGRAM, "ask", "-m", model(), "--raw", "-n", "1000000", "-c", "1000000",
+                   "--temp", "2", "--ignore-eos"]
         return subprocess.Popen([*command, *args, "go"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
 
     def test_ctrl_c_stops_cleanly(self):
