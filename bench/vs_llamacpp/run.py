@@ -284,6 +284,8 @@ def main():
     parser.add_argument("--pairs", type=int, default=MIN_PAIRS)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--quick", action="store_true", help="one pair, no ratio: a look, not a result")
+    parser.add_argument("--settings", help="of llama.cpp, FA:REPACK,... (default: all four on the first pair); "
+                        "for the long cases, when a short one has shown which is fastest")
     parser.add_argument("--python", help="an interpreter that has llama-cpp-python")
     parser.add_argument("--kvfold", help="the program (build/tools/kvfold)")
     parser.add_argument("--out", default=os.path.join(ROOT, "bench", "results", "vs_llamacpp"))
@@ -300,6 +302,8 @@ def main():
         say("the machine is not idle (load %.1f): figures will be low and uneven" % busy)
     kvfold = Kvfold(find_kvfold(args.kvfold), args.threads)
     llama = Llama(find_python(args.python), args.threads)
+    if args.settings:
+        llama.settings = [tuple(int(x) for x in s.split(":")) for s in args.settings.split(",")]
     rows = []
     for name in args.models.split(","):
         model = find_model(name)
