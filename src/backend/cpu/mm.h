@@ -9,7 +9,7 @@
  *   Q8    x quantised per 32 elements of a row: d = max|x| / 127 (f32), q = round(x / d) to nearest
  *         even, integer dot products per block of the weight's own scale, then fp32. A weight block
  *         is w = s * u - m with integer u. Equal at every level up to the order of fp32 sums.
- *   BF16  x and dequantised w rounded to bf16, fp32 sums
+ *   BF16  x and dequantised w rounded to bf16, fp32 sums (BF16_TILES: in the order of AMX tiles)
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_BACKEND_CPU_MM_H
@@ -17,7 +17,8 @@
 
 #include "backend/cpu/cpu_ops.h"
 
-enum { KVF_X_F32 = 0, KVF_X_Q8 = 1, KVF_X_BF16 = 2 };
+/* Forms of packed activations: the same number means the same bytes. */
+enum { KVF_X_F32 = 0, KVF_X_Q8 = 1, KVF_X_BF16 = 2, KVF_X_BF16_TILES = 3 };
 
 /* Packed Q8 activations. Token t: q at x + t * q8_row_bytes, [n_in] int8, then [n_in / 32] f32
  * scales d, then [n_in / 32] int32 sums of q; each array starts 64-byte aligned. n_in is padded

@@ -317,7 +317,7 @@ static void run(const kvf_mm_part *p)
 }
 
 const kvf_mm_kernel kvf_mm_amx_bf16 = { .name = "amx_bf16",
-                                        .x_form = KVF_X_BF16,
+                                        .x_form = KVF_X_BF16_TILES,
                                         .row_align = PANEL_ROWS,
                                         .x_bytes = x_bytes,
                                         .pack_align = 16,
