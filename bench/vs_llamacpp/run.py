@@ -5,6 +5,7 @@
 
 Cases: ppN      tokens/s of prefill of N tokens, in batches of 512
        tgD      tokens/s of decoding 32 tokens at depth D
+       ptD      both at once, for the long cases: prefill of D tokens, then 32 tokens; two rows
        first    seconds from process start to the first token after a 30-token prompt
        memory   peak bytes of a process that reads 4096 tokens and writes 8
 
@@ -169,6 +170,28 @@ def keep_good(results, small_is_good):
     return [s for s, v in results.items() if (v / best if small_is_good else best / v) <= DROP]
 
 
+def summary(case, ours, theirs, setting):
+    best = min if case in SMALL_IS_GOOD else max
+    return {"case": case, "kvfold_best": best(ours), "kvfold_median": statistics.median(ours),
+            "llama_best": best(theirs), "llama_median": statistics.median(theirs),
+            "llama_fa": setting[0], "llama_repack": setting[1], "pairs": len(ours),
+            "kvfold_all": " ".join("%.4g" % v for v in ours), "llama_all": " ".join("%.4g" % v for v in theirs)}
+
+
+def run_both(kvfold, llama, depth, model, n_pairs):
+    """Rows ppD and tgD from one process each: llama.cpp reads a long prompt once, not twice."""
+    setting, ours, theirs = llama.settings[0], ([], []), ([], [])
+    for pair in range(n_pairs):
+        ours[0].append(kvfold.rate(model, depth, 0, 0))
+        ours[1].append(kvfold.rate(model, 0, GEN, depth))
+        rows = json.loads(llama.call(model, setting, "-n", GEN, "-d", depth)[0])
+        for values, r in zip(theirs, rows):
+            values.append(r["avg_ts"])
+        say("  pair %d: read %.1f and %.1f, write %.1f and %.1f t/s" % (
+            pair + 1, ours[0][-1], theirs[0][-1], ours[1][-1], theirs[1][-1]))
+    return [summary("%s%d" % (what, depth), o, t, setting) for what, o, t in zip(("pp", "tg"), ours, theirs)]
+
+
 def run_case(kvfold, llama, case, model, n_pairs):
     small = case in SMALL_IS_GOOD
     settings, ours, theirs, chosen, shared = list(llama.settings), [], [], None, {}
@@ -180,11 +203,7 @@ def run_case(kvfold, llama, case, model, n_pairs):
         settings = keep_good(results, small)
         say("  %s pair %d: kvfold %s, llama.cpp %s (fa=%d repack=%d)" % (
             (case, pair + 1, show(case, ours[-1]), show(case, theirs[-1])) + chosen))
-    best = min if small else max
-    return {"case": case, "kvfold_best": best(ours), "kvfold_median": statistics.median(ours),
-            "llama_best": best(theirs), "llama_median": statistics.median(theirs),
-            "llama_fa": chosen[0], "llama_repack": chosen[1], "pairs": n_pairs,
-            "kvfold_all": " ".join("%.4g" % v for v in ours), "llama_all": " ".join("%.4g" % v for v in theirs)}
+    return [summary(case, ours, theirs, chosen)]
 
 
 def show(case, value):
@@ -294,7 +313,7 @@ def main():
         parser.error("a ratio needs %d pairs at least; for a look at one pair use --quick" % MIN_PAIRS)
     n_pairs = 1 if args.quick else args.pairs
     for case in args.cases.split(","):
-        if not re.fullmatch(r"pp[1-9]\d*|tg\d+|first|memory", case):
+        if not re.fullmatch(r"p[pt][1-9]\d*|tg\d+|first|memory", case):
             parser.error("unknown case '%s'" % case)
 
     busy = os.getloadavg()[0]
@@ -309,16 +328,19 @@ def main():
         model = find_model(name)
         for case in args.cases.split(","):
             say("%s %s" % (name, case))
-            row = {"date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": cpu_name(),
-                   "commit": commit(), "threads": args.threads, "load_before": "%.1f" % os.getloadavg()[0],
-                   "model": os.path.basename(model).replace(".gguf", "")}
-            row.update(run_case(kvfold, llama, case, model, n_pairs))
-            row["ratio"] = row["kvfold_median"] / row["llama_median"]
-            row["command"] = shlex_join(sys.argv)
-            if args.quick:
-                row["ratio"] = ""
-            rows.append(row)
-    path, rows = write_results(rows, args.out, args.quick)
+            head = {"date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": cpu_name(),
+                    "commit": commit(), "threads": args.threads, "load_before": "%.1f" % os.getloadavg()[0],
+                    "model": os.path.basename(model).replace(".gguf", "")}
+            found = (run_both(kvfold, llama, int(case[2:]), model, n_pairs) if case.startswith("pt") else
+                     run_case(kvfold, llama, case, model, n_pairs))
+            for result in found:
+                row = dict(head, **result)
+                row["ratio"] = "" if args.quick else row["kvfold_median"] / row["llama_median"]
+                row["command"] = shlex_join(sys.argv)
+                rows.append(row)
+            # After every case: a long run that is stopped keeps what it has measured.
+            path, shown = write_results(rows[-len(found):], args.out, args.quick)
+    rows = shown
     text = table(rows, llama.notes, args.quick)
     with open(path[:-4] + ".md", "w") as file:
         file.write(text)
