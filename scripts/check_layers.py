@@ -30,15 +30,15 @@ LAYERS = [
     ("src/backend/", 2, LIBC_ONLY + ["base/"]),
     ("src/policy/", 3, LIBC_ONLY + ["base/"]),
     ("src/kv/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "policy/policy.h"]),
-    ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "policy/"]),
-    ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "policy/", "model/"]),
+    ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "policy/", "memory/store.h"]),
+    ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "policy/", "model/", "memory/store.h"]),
     ("cuda/", 2, LIBC_ONLY + ["base/", "backend/backend.h"]),
-    ("memory/", 2, LIBC_ONLY + ["base/", "backend/backend.h"]),
+    ("memory/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "kv/tier.h", "kv/index.h", "memory/"]),
     ("tools/", 6, LIBC_ONLY),
     ("examples/", 6, LIBC_ONLY),
     ("plugins/", 6, LIBC_ONLY),
-    ("bench/", 6, LIBC_ONLY + ["base/", "backend/"]),
-    ("tests/", 7, ["kvfold/", "base/", "backend/", "kv/", "policy/", "model/", "api/", "tests/", "tools/"]),
+    ("bench/", 6, LIBC_ONLY + ["base/", "backend/", "memory/faiss_c.h"]),
+    ("tests/", 7, ["kvfold/", "base/", "backend/", "kv/", "policy/", "model/", "api/", "memory/", "tests/", "tools/"]),
 ]
 
 BANNED = {

@@ -2,10 +2,11 @@
  *
  * kvfold answers questions from very long inputs with a local language model. It reads a GGUF
  * file, keeps keys and values (KV) in 128-token blocks, lets a compression policy decide which
- * of them later steps read, and generates text. Four objects, whose lifetimes nest:
+ * of them later steps read, and generates text. Five objects, whose lifetimes nest:
  *
  *     kvf_ctx      threads, allocator, log, CPU features. Share it between threads.
  *     kvf_model    weights and tokenizer, read-only.      Share it between threads.
+ *     kvf_store    documents read before, on disk.         Share it between threads.
  *     kvf_session  one timeline: tokens, KV, sampler.      One thread at a time.
  *     kvf_error    a code and one sentence.                The caller's, usually on the stack.
  *
@@ -13,7 +14,8 @@
  *   - The handle a function creates comes first, `kvf_error *err` last. err may be NULL; it is
  *     written on failure only. After a failure *out is NULL and nothing needs closing.
  *   - The library never exits, aborts, prints, reads the environment or changes a locale.
- *   - Close functions take NULL. A ctx must outlive its models, a model its sessions.
+ *   - Close functions take NULL. A ctx must outlive its models and stores, a model and a store the
+ *     sessions that use them.
  *   - Counts, offsets and positions are int64_t, sizes in bytes size_t, tokens int32_t.
  *   - Parameter structs start with `size`, set by their _init function: always call it, then
  *     change fields. New fields take the place of `reserved`, so sizes stay and a program built
@@ -70,7 +72,10 @@ typedef enum kvf_status {
     KVF_ERR_LIMIT = -7,       /* more tokens than the context, more bytes than the budget */
     KVF_ERR_CANCELLED = -8,   /* kvf_session_cancel() or the progress callback said stop */
     KVF_ERR_STATE = -9,       /* the call is not allowed now, e.g. logits of an empty session */
-    KVF_ERR_INTERNAL = -10    /* a bug in kvfold; please report the message */
+    KVF_ERR_INTERNAL = -10,   /* a bug in kvfold; please report the message */
+    KVF_ERR_BUSY = -11,       /* somebody else is writing to the store */
+    KVF_ERR_MISMATCH = -12,   /* a store made with another model or policy */
+    KVF_ERR_SPACE = -13       /* the disk is full */
 } kvf_status;
 
 /* What went wrong, and what to do about it. Owned by the caller, no initialisation needed. */
@@ -232,6 +237,98 @@ typedef struct kvf_chat {
  * Errors: ARG (role), NOT_FOUND (template), NOMEM, LIMIT. Thread-safe. */
 KVF_API kvf_status kvf_chat_tokenize(const kvf_model *m, const kvf_chat *chat, kvf_token_buf *out, kvf_error *err);
 
+/* ---- Store ------------------------------------------------------------------------------ */
+
+/* A folder of documents that were read once: tokens, keys, values and what finds them again. Any number
+ * of processes may read it while one writes. A document is there whole groups of 2048 tokens at a time;
+ * one that is not finished is carried on by ingesting it again. Format: docs/store.md. */
+typedef struct kvf_store kvf_store;
+
+typedef enum kvf_store_mode {
+    KVF_STORE_READ = 0,  /* must exist */
+    KVF_STORE_WRITE = 1, /* must exist */
+    KVF_STORE_CREATE = 2 /* for writing; made if it is not there */
+} kvf_store_mode;
+
+typedef enum kvf_codec {
+    KVF_CODEC_F16 = 0, /* as computed: an answer from the store is the same bits */
+    KVF_CODEC_INT8 = 1 /* half the bytes; docs/store.md has the measured effect */
+} kvf_codec;
+
+typedef struct kvf_store_params {
+    size_t size;      /* set by kvf_store_params_init */
+    int32_t mode;     /* kvf_store_mode (default READ) */
+    int32_t codec;    /* kvf_codec of a store that is made; an existing one keeps its own */
+    size_t map_bytes; /* address space to begin with; 0: chosen. It grows by itself while writing. */
+    uint64_t reserved[8];
+} kvf_store_params;
+
+KVF_API void kvf_store_params_init(kvf_store_params *p);
+
+/* Open the store in folder `path`. Errors: NOT_FOUND (no store there), IO, FORMAT (damaged, or not a
+ * store), UNSUPPORTED (made by a newer version), BUSY (another handle or process writes to it), SPACE. */
+KVF_API kvf_status kvf_store_open(kvf_store **out, kvf_ctx *ctx, const char *path, const kvf_store_params *params,
+                                  kvf_error *err);
+KVF_API void kvf_store_close(kvf_store *st);
+
+typedef struct kvf_store_info {
+    size_t size;              /* set by the caller */
+    int32_t version, codec;
+    uint64_t fingerprint[2];  /* of the model it was made with; 0 while empty */
+    const char *model;        /* its name; "" while empty. Strings live as long as the store. */
+    const char *policy;       /* the policy's spec: open sessions with it */
+    int64_t n_documents, n_unfinished; /* all; of those, not read to the end */
+    int64_t n_tokens;         /* of all documents, shared ones counted once */
+    int64_t n_blocks;         /* 128-token blocks, all layers */
+    size_t kv_bytes;          /* of keys and values as stored */
+    size_t index_bytes;       /* of digests */
+    size_t file_bytes;        /* on disk */
+    size_t free_bytes;        /* of those, free pages inside the file: kvf_store_compact returns them */
+    int32_t n_layer, n_head_kv, head_dim;
+    uint64_t reserved[8];
+} kvf_store_info;
+
+KVF_API kvf_status kvf_store_get_info(kvf_store *st, kvf_store_info *info, kvf_error *err);
+
+typedef struct kvf_document {
+    size_t size;         /* set by the caller */
+    const char *name;    /* strings and note belong to *doc: kvf_document_free */
+    int64_t n_tokens;    /* stored; of an unfinished document those read so far */
+    int64_t created;     /* seconds since 1970 */
+    int32_t complete;    /* 1: read to its end */
+    const void *note;    /* what kvf_ingest.note was */
+    size_t note_bytes;
+    size_t kv_bytes;     /* of groups that no other document shares */
+    uint64_t reserved[4];
+} kvf_document;
+
+/* The i-th document in the order of names (NOT_FOUND past the end), or the one of that name. */
+KVF_API kvf_status kvf_store_document(kvf_store *st, int64_t i, kvf_document *doc, kvf_error *err);
+KVF_API kvf_status kvf_store_find(kvf_store *st, const char *name, kvf_document *doc, kvf_error *err);
+KVF_API void kvf_document_free(kvf_store *st, kvf_document *doc);
+
+/* Remove a document and the groups that no other one shares. Its space is used again; compact gives it
+ * back. Errors: NOT_FOUND, STATE (not open for writing), BUSY (a session of this handle reads it). */
+KVF_API kvf_status kvf_store_remove(kvf_store *st, const char *name, kvf_error *err);
+
+/* Rewrite the file without free pages. Needs as much disk again while it runs; a crash leaves the old
+ * file. Other processes must have closed the store; sessions of this handle too. Errors: STATE, BUSY, SPACE, IO. */
+KVF_API kvf_status kvf_store_compact(kvf_store *st, kvf_error *err);
+
+typedef struct kvf_verify {
+    size_t size;          /* set by the caller */
+    int (*progress)(void *user, int64_t done, int64_t total); /* groups; not 0 cancels; may be NULL */
+    void *user;
+    int64_t n_checked;    /* out: values read */
+    int64_t n_bad;        /* out */
+    char first_bad[200];  /* out: what and where */
+    uint64_t reserved[4];
+} kvf_verify;
+
+/* Read everything and check it: checksums, lengths, chains, references. KVF_OK with n_bad > 0 is a
+ * damaged store; a failure means that checking was not possible. */
+KVF_API kvf_status kvf_store_verify(kvf_store *st, kvf_verify *v, kvf_error *err);
+
 /* ---- Session --------------------------------------------------------------------------- */
 
 typedef struct kvf_session kvf_session;
@@ -250,9 +347,11 @@ typedef struct kvf_sampling {
 
 typedef struct kvf_session_params {
     size_t size;
-    int64_t n_ctx;   /* most tokens the timeline may hold; 0: the model's n_ctx_train */
+    int64_t n_ctx;   /* most tokens the timeline may hold; 0: the model's n_ctx_train, or no limit with a
+                        policy that reads far blocks at a fixed distance (infllm) */
     int64_t n_batch; /* tokens per prefill chunk, 1..65536; 0: the backend's choice */
-    size_t kv_bytes; /* most bytes of KV; 0: as much as n_ctx needs. Taken block by block. */
+    size_t kv_bytes; /* most bytes of KV in memory; 0: as much as n_ctx needs, 1 GiB with infllm. Taken
+                        block by block. Blocks that are in a store make room for others. */
     const char *policy; /* "full": nothing is dropped (default). kvf_policy_name lists the others,
                            docs/methods/ describes them. Copied. */
     kvf_sampling sampling;
@@ -260,7 +359,9 @@ typedef struct kvf_session_params {
      * than 0 cancels. May be NULL. Must not call into the session. */
     int (*progress)(void *user, int64_t done, int64_t total);
     void *user;
-    uint64_t reserved[8];
+    int32_t passages; /* 1: note where attention goes while an answer is written (kvf_session_passages) */
+    int32_t reserved32;
+    uint64_t reserved[7];
 } kvf_session_params;
 
 typedef struct kvf_stats {
@@ -278,7 +379,12 @@ typedef struct kvf_stats {
     char cpu[16];              /* "avx512" */
     char kernels[256];         /* what really ran on this ctx: "mm=amx_bf16 attn=avx512 ..." */
     char policy[256];          /* spec with every option spelled out */
-    uint64_t reserved[16];
+    int64_t n_lookups;         /* times a layer chose blocks by their digests */
+    double lookup_ms;
+    int64_t n_block_reads;     /* far blocks that attention read */
+    int64_t n_block_misses;    /* of those, fetched from the store first */
+    size_t index_bytes;        /* digests in memory */
+    uint64_t reserved[11];
 } kvf_stats;
 
 KVF_API void kvf_session_params_init(kvf_session_params *p);
@@ -338,6 +444,44 @@ KVF_API void kvf_session_cancel(kvf_session *s);
 /* Fill *stats. Errors: ARG (size). kvf_session_stats_reset zeroes the counters. */
 KVF_API kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *err);
 KVF_API void kvf_session_stats_reset(kvf_session *s);
+
+/* ---- Documents in a store ---------------------------------------------------------------- */
+
+typedef struct kvf_ingest {
+    size_t size;             /* set by the caller */
+    const char *name;        /* under which it is found again: 1..400 bytes UTF-8 */
+    const kvf_token *tokens; /* [n] the document as later prompts will begin: frame included, no question */
+    int64_t n;
+    const void *note;        /* anything the caller wants back with the document; may be NULL */
+    size_t note_bytes;       /* <= 64 MiB */
+    uint64_t reserved[4];
+} kvf_ingest;
+
+/* Read a document into the store and make it the timeline. What the store has of it already (an earlier
+ * ingestion, interrupted or not, or another document that begins alike) is not computed again. Progress
+ * comes through the session's callback. The session's policy must have a memory (infllm).
+ * Errors: ARG, STATE (store not writable; policy without memory; name taken by another text), MISMATCH
+ * (store of another model or policy), SPACE, IO, NOMEM, LIMIT, CANCELLED (what is committed stays; the
+ * same call goes on from there). The store must be open until the session is closed. */
+KVF_API kvf_status kvf_session_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *in, kvf_error *err);
+
+/* Make a stored document the timeline, without computing anything: hand the question to
+ * kvf_session_append. Errors: NOT_FOUND, STATE (not read to its end; policy without memory), MISMATCH, IO,
+ * FORMAT, NOMEM, LIMIT (kv_bytes cannot hold the window). */
+KVF_API kvf_status kvf_session_load(kvf_session *s, kvf_store *st, const char *name, kvf_error *err);
+
+typedef struct kvf_passage {
+    int64_t first, n;  /* tokens of the timeline: at most 128, within one block */
+    int64_t peak;      /* token around which most of it went */
+    float share;       /* of the attention that tokens first..end got, 0..1 */
+    uint32_t reserved;
+} kvf_passage; /* comes in arrays and never changes */
+
+/* Where the answer was read from: passages of tokens first..end by the attention they got from the tokens
+ * that kvf_session_next computed since the last sync, append or load, most first. out is [cap]; *n is set
+ * to how many were written. Needs kvf_session_params.passages. Errors: ARG, STATE. */
+KVF_API kvf_status kvf_session_passages(kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap,
+                                        int64_t *n, kvf_error *err);
 
 /* Policies compiled in: name and one line of help of the i-th; NULL past the end. */
 KVF_API const char *kvf_policy_name(int64_t i, const char **help);

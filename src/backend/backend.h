@@ -20,6 +20,7 @@
 
 #include <stdbool.h>
 
+#include "base/digest.h"
 #include "base/dtype.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -27,7 +28,7 @@
 #include "base/threads.h"
 #include "base/turn.h"
 
-#define KVF_BACKEND_ABI 1u /* raised when an existing member changes */
+#define KVF_BACKEND_ABI 2u /* raised when an existing member changes */
 
 /* Tokens of a KV block: a pool slot, a store value, an index row (docs/ARCHITECTURE.md). */
 #define KVF_BLOCK 128
@@ -121,12 +122,27 @@ typedef struct kvf_kv_put_args {
     int64_t first;
 } kvf_kv_put_args;
 
+/* Rotated copies of raw keys: place first..first + n_tok of list dst gets the key of the same place of
+ * list src, turned (in f32, from its f16 value) by the angle of row i and rounded to f16, and the value
+ * unchanged. Each element depends on its own place only, so a copy made later is the same bits. */
+typedef struct kvf_kv_turn_args {
+    const kvf_kv_view *kv;
+    const int32_t *src, *dst; /* host, [(first + n_tok + KVF_BLOCK - 1) / KVF_BLOCK] both */
+    int64_t first, n_tok;
+    int32_t n_head_kv, head_dim, n_rot;
+    const float *cos_sin;     /* [n_tok][n_rot], from rope_table */
+    kvf_rope_kind kind;
+} kvf_kv_turn_args;
+
 /* Causal attention over a list of slots. Key j of the list (slot j / KVF_BLOCK, place j % KVF_BLOCK)
  * is visible to query i if j <= q_first + i and, with window > 0, j > q_first + i - window. A query
- * that sees no key gets o = 0, lse = -inf. q and K are rotated already.
+ * that sees no key gets o = 0, lse = -inf.
  *     s_j = cap(scale * q . k_j),  cap(s) = softcap > 0 ? softcap * tanh(s / softcap) : s
  *     lse = log sum_j exp(s_j),    o = sum_j exp(s_j - lse) v_j
- * Partial results over disjoint key lists merge by lse (lse_merge). fp32 accumulation. */
+ * Partial results over disjoint key lists merge by lse (lse_merge). fp32 accumulation.
+ * A list may have holes: with `valid`, entry e of the list has keys only at places
+ * valid[2e] <= place < valid[2e + 1] (0 <= first <= end <= KVF_BLOCK, both multiples of 8 unless end is
+ * that of the last entry); what lies in a hole is never read as a number: it may be NaN. */
 typedef struct kvf_attn_args {
     const float *q;
     float *o;              /* [n_tok][n_head][head_dim], not q */
@@ -136,10 +152,64 @@ typedef struct kvf_attn_args {
     float scale, softcap;
     const kvf_kv_view *kv;
     const int32_t *slots;  /* host, [(n_key + KVF_BLOCK - 1) / KVF_BLOCK] */
-    int64_t n_key;         /* valid keys in the list, >= 0 */
-    int64_t q_first;       /* place of query 0 in the order of keys; may be >= n_key */
+    int64_t n_key;         /* keys in the list, holes included, >= 0 */
+    int64_t q_first;       /* place of query 0 in the order of keys; >= 0, may be >= n_key */
     int64_t window;        /* 0: none */
+    const uint8_t *valid;  /* host, [entries][2], or NULL: no holes */
+    int32_t head_kv0, head_kv1; /* only KV heads head_kv0 <= h < head_kv1 and their query heads are
+                                   computed and written; both 0: all */
 } kvf_attn_args;
+
+/* Where attention went: with s_ij and the visibility of attn, and lse [n_tok][n_head] an INPUT (of the
+ * whole attention of that query and head, other lists included),
+ *     mass[h][j] += sum_i exp(s_ij - lse_ih)     over the queries i that see key j
+ * or summed over the heads into mass[j] with sum_heads. Holes and unseen keys get nothing; a query whose
+ * lse is -inf adds nothing. Column scores of InfLLM (section 3.2), LazyLLM's and SnapKV's importance,
+ * citations. */
+typedef struct kvf_attn_mass_args {
+    const kvf_attn_args *attn; /* o is not used */
+    bool sum_heads;
+    float *mass;               /* host, [n_head or 1][128 * entries of the list] */
+} kvf_attn_mass_args;
+
+/* Write the digest (base/digest.h) of one slot's raw keys, all KV heads. n_tok: tokens the slot holds;
+ * fewer than KVF_BLOCK: the last key is repeated. Not for REPS. out: host, kvf_digest_bytes(). */
+typedef struct kvf_digest_args {
+    const kvf_kv_view *kv;
+    int32_t slot, n_tok;
+    const kvf_digest *digest;
+    void *out;
+} kvf_digest_args;
+
+/* Representatives (REPS) of the units of a slot: for each vector, the mean of the raw keys of the r
+ * tokens with the highest score among the `sub` tokens of the unit (ties: the earlier token). score:
+ * host, [n_head][KVF_BLOCK] f32, per query head; without reps_per_q_head the group's scores are summed
+ * first. out: host, kvf_digest_bytes(). */
+typedef struct kvf_reps_args {
+    const kvf_kv_view *kv;
+    int32_t slot, r;
+    const kvf_digest *digest;
+    const float *score;
+    void *out;
+} kvf_reps_args;
+
+/* Votes of a chunk's queries for units (runs of `unit` tokens, 16..KVF_BLOCK, a power of two; unit u
+ * is tokens u * unit.. of the sequence). For query i, head h, unit u: s = scale * score of the digest;
+ * then rule.kind turns it into a vote, the chunk's queries are joined (max or mean), and heads summed:
+ *     vote[set][u - unit0],   set: 0, or the KV head with rule.per_kv_head
+ * Scores are those of base/digest.h; sums in fp32 or better. */
+typedef struct kvf_vote_args {
+    const float *q;           /* [n_q][n_head][head_dim], rotated as the far keys are read */
+    const float *lse;         /* [n_q][n_head] of what is read anyway; only for GATE (-inf: nothing) */
+    int64_t n_q;
+    float scale;
+    const kvf_digest *digest;
+    const void *const *rows;  /* host, rows[b]: digest of block b of the sequence; those of the units */
+    int32_t unit;
+    int64_t unit0, n_unit;
+    kvf_vote_rule rule;
+    float *vote;              /* host, [sets][n_unit] */
+} kvf_vote_args;
 
 /* (o, lse) <- merge of (o, lse) and (o2, lse2); a part with lse = -inf is skipped. */
 typedef struct kvf_lse_merge_args {
@@ -190,7 +260,12 @@ typedef struct kvf_backend_ops {
     kvf_status (*rope_table)(kvf_backend *b, const kvf_rope_table_args *a, kvf_error *err);
     kvf_status (*rope)(kvf_backend *b, const kvf_rope_args *a, kvf_error *err);
     kvf_status (*kv_put)(kvf_backend *b, const kvf_kv_put_args *a, kvf_error *err);
+    kvf_status (*kv_turn)(kvf_backend *b, const kvf_kv_turn_args *a, kvf_error *err);
     kvf_status (*attn)(kvf_backend *b, const kvf_attn_args *a, kvf_error *err);
+    kvf_status (*attn_mass)(kvf_backend *b, const kvf_attn_mass_args *a, kvf_error *err);
+    kvf_status (*digest)(kvf_backend *b, const kvf_digest_args *a, int64_t n, kvf_error *err); /* a[n] */
+    kvf_status (*reps)(kvf_backend *b, const kvf_reps_args *a, kvf_error *err);
+    kvf_status (*vote)(kvf_backend *b, const kvf_vote_args *a, kvf_error *err);
     kvf_status (*lse_merge)(kvf_backend *b, const kvf_lse_merge_args *a, kvf_error *err);
     kvf_status (*add)(kvf_backend *b, float *x, const float *y, int64_t n, kvf_error *err); /* x += y */
 

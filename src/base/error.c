@@ -67,6 +67,9 @@ const char *kvf_status_name(kvf_status status)
     case KVF_ERR_CANCELLED: return "KVF_ERR_CANCELLED";
     case KVF_ERR_STATE: return "KVF_ERR_STATE";
     case KVF_ERR_INTERNAL: return "KVF_ERR_INTERNAL";
+    case KVF_ERR_BUSY: return "KVF_ERR_BUSY";
+    case KVF_ERR_MISMATCH: return "KVF_ERR_MISMATCH";
+    case KVF_ERR_SPACE: return "KVF_ERR_SPACE";
     }
     return "unknown status";
 }

@@ -11,20 +11,31 @@
 
 #include "base/error.h"
 
-typedef enum kvf_option_type { KVF_OPTION_I64, KVF_OPTION_F64 } kvf_option_type;
+typedef enum kvf_option_type {
+    KVF_OPTION_I64,
+    KVF_OPTION_F64,
+    KVF_OPTION_CHOICE, /* an int64_t: place of the word in `words` */
+    KVF_OPTION_TEXT    /* char[KVF_OPTION_TEXT_BYTES]; letters, digits and ._+-/ only */
+} kvf_option_type;
+
+#define KVF_OPTION_TEXT_BYTES 48
 
 typedef struct kvf_option {
     const char *name; /* NULL ends the table */
     kvf_option_type type;
-    size_t offset; /* of an int64_t or double in the state struct */
-    double def, min, max; /* integers here are well under 2^53 */
+    size_t offset; /* of the field in the state struct */
+    double def, min, max; /* integers here are well under 2^53; of a CHOICE def is the place */
     const char *help;
+    const char *words; /* CHOICE: "mean|bits|paper"; TEXT: the default */
 } kvf_option;
 
 #define KVF_OPT_I64(T, field, def, min, max, help) \
-    { #field, KVF_OPTION_I64, offsetof(T, field), (double)(def), (double)(min), (double)(max), help }
+    { #field, KVF_OPTION_I64, offsetof(T, field), (double)(def), (double)(min), (double)(max), help, NULL }
 #define KVF_OPT_F64(T, field, def, min, max, help) \
-    { #field, KVF_OPTION_F64, offsetof(T, field), (def), (min), (max), help }
+    { #field, KVF_OPTION_F64, offsetof(T, field), (def), (min), (max), help, NULL }
+#define KVF_OPT_CHOICE(T, field, def, words, help) \
+    { #field, KVF_OPTION_CHOICE, offsetof(T, field), (double)(def), 0, 0, help, words }
+#define KVF_OPT_TEXT(T, field, def, help) { #field, KVF_OPTION_TEXT, offsetof(T, field), 0, 0, 0, help, def }
 
 /* Set every field to its default. */
 void kvf_options_default(const kvf_option *table, void *state);

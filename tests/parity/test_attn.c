@@ -1,23 +1,28 @@
-/* test_attn.c - attention of every level against attn_ref.c: prefill form, decode form, splits.
+/* test_attn.c - attention of every level against attn_ref.c: prefill form, decode form, splits, lists
+ * with holes, and the op itself over some of the heads.
  *
- * Slots lie shuffled over several exactly sized slabs, and every place that holds no key is a NaN:
- * reading too far shows under ASan, using what was read shows everywhere.
+ * Slots lie shuffled over several exactly sized slabs, and every place that holds no key is a NaN, in K
+ * and V: reading too far shows under ASan, using what was read shows everywhere.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
 
+#include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_ops.h"
 
 #define MAX_BLOCKS 8
 #define SLAB_SHIFT 1
+
+typedef enum holes { NO_HOLES, RANDOM_HOLES, ONLY_HOLES } holes;
 
 typedef struct shape {
     int64_t n_tok, n_key, q_first, window;
     int32_t group, n_head_kv, head_dim;
     float softcap;
     float logit; /* standard deviation of the scores, about */
+    holes holes;
 } shape;
 
 typedef struct world {
@@ -25,6 +30,7 @@ typedef struct world {
     kvf_kv_view view;
     void *slab[MAX_BLOCKS];
     int32_t slots[MAX_BLOCKS];
+    uint8_t valid[MAX_BLOCKS * 2];
     float *q, *o, *lse, *want_o, *want_lse;
     double tol_o, tol_lse;
 } world;
@@ -44,6 +50,26 @@ static void *get(size_t bytes)
     void *p = kvf_alloc_raw(&kvf_mem_default, bytes ? bytes : 1, 1);
     cr_assert_not_null(p);
     return p;
+}
+
+/* Entries whole, empty, or a run of eighths; the last may end anywhere, past n_key too. */
+static void make_holes(world *w, const shape *s, int32_t n_block)
+{
+    for (int32_t i = 0; i < n_block; i++) {
+        uint8_t *v = w->valid + 2 * i;
+        uint32_t x = rnd() % 17, y = rnd() % 17, kind = rnd() % 8;
+        v[0] = (uint8_t)(8 * (x < y ? x : y));
+        v[1] = (uint8_t)(8 * (x < y ? y : x));
+        if (i == n_block - 1) v[1] = (uint8_t)(v[0] + rnd() % (uint32_t)(KVF_BLOCK + 1 - v[0]));
+        if (s->holes == NO_HOLES || kind == 0) v[0] = 0, v[1] = KVF_BLOCK;
+        if (s->holes == ONLY_HOLES || (s->holes == RANDOM_HOLES && kind == 1)) v[1] = v[0];
+    }
+}
+
+static bool held(const world *w, int64_t key)
+{
+    const uint8_t *v = w->valid + key / KVF_BLOCK * 2;
+    return key % KVF_BLOCK >= v[0] && key % KVF_BLOCK < v[1];
 }
 
 static void fill_kv(world *w, const shape *s)
@@ -68,7 +94,9 @@ static void fill_kv(world *w, const shape *s)
         w->slots[i] = w->slots[j];
         w->slots[j] = t;
     }
+    make_holes(w, s, n_block);
     for (int64_t key = 0; key < s->n_key; key++) {
+        if (!held(w, key)) continue;
         kvf_f16 *slot = kvf_kv_slot(&w->view, w->slots[key / KVF_BLOCK]);
         for (int64_t h = 0; h < 2 * s->n_head_kv; h++)
             for (int32_t i = 0; i < s->head_dim; i++)
@@ -126,7 +154,8 @@ static void make(world *w, const shape *s)
                             .slots = w->slots,
                             .n_key = s->n_key,
                             .q_first = s->q_first,
-                            .window = s->window };
+                            .window = s->window,
+                            .valid = s->holes == NO_HOLES ? NULL : w->valid };
     kvf_cpu_ops ref;
     kvf_cpu_ops_init(&ref, KVF_CPU_LEVEL_REF, 0);
     run(&ref, false, &w->a, 7);
@@ -175,10 +204,10 @@ static void check(const world *w, const kvf_cpu_ops *ops, bool decode, const sha
     cr_assert(d_o <= tol && d_lse <= rounding * (4.0 + 8.0 * (double)s->logit),
               "%s %s: o off by %g (%g), lse by %g; n_tok %lld n_key %lld q_first %lld window %lld group %d "
               "kv %d d %d "
-              "softcap %g logit %g",
+              "softcap %g logit %g holes %d",
               kvf_cpu_level_name(ops->level), what, d_o, tol, d_lse, (long long)s->n_tok, (long long)s->n_key,
               (long long)s->q_first, (long long)s->window, s->group, s->n_head_kv, s->head_dim,
-              (double)s->softcap, (double)s->logit);
+              (double)s->softcap, (double)s->logit, (int)s->holes);
 }
 
 static kvf_cpu_level best_level(void)
@@ -233,6 +262,39 @@ Test(attn, every_level_equals_the_reference)
             }
 }
 
+Test(attn, holes_are_not_read_at_any_level)
+{
+    unsigned turn = 0;
+    for (size_t t = 0; t < 7; t++)
+        for (size_t k = 0; k < 5; k++)
+            for (size_t i = 0; i < 5; i++, turn++) {
+                shape s = { .n_tok = n_toks[t],
+                            .n_key = i == 2 ? 1000 : n_keys[k],
+                            .window = windows[(t + k + i) % 5],
+                            .logit = 2.0f,
+                            .group = groups[(turn + k) % 5],
+                            .head_dim = dims[(turn + t) % 7],
+                            .n_head_kv = 1 + (turn % 4 == 1),
+                            .softcap = turn % 3 == 1 ? 30.0f : 0.0f,
+                            .holes = turn % 16 == 7 ? ONLY_HOLES : RANDOM_HOLES };
+                s.q_first = turn % 3 == 0 ? s.n_key + 40 : turn % 3 == 1 ? s.n_key / 3 : s.n_key - s.n_tok;
+                if (s.q_first < 0) s.q_first = 0;
+                if (s.n_tok * s.n_key > 12000) s.group = s.n_head_kv = 1, s.head_dim = turn % 2 ? 64 : 40;
+                try_shape(&s);
+            }
+}
+
+Test(attn, only_holes_give_zero_and_minus_infinity)
+{
+    shape s = { .n_tok = 9, .n_key = 500, .q_first = 600, .group = 7, .n_head_kv = 2, .head_dim = 64, .logit = 1, .holes = ONLY_HOLES };
+    world w;
+    make(&w, &s);
+    for (int i = 0; i < 9 * 14; i++) cr_assert(w.want_lse[i] == -INFINITY);
+    for (int i = 0; i < 9 * 14 * 64; i++) cr_assert(w.want_o[i] == 0.0f);
+    drop(&w);
+    try_shape(&s);
+}
+
 Test(attn, long_prefill_of_the_real_models)
 {
     const shape s[] = { { .n_tok = 130,
@@ -284,7 +346,7 @@ static void formula(const world *w, int64_t tok, int32_t head, double *o, double
     double sum = 0.0;
     for (int64_t i = 0; i < d; i++) o[i] = 0.0;
     for (int64_t j = 0; j < a->n_key; j++) {
-        if (j > q_at || (a->window > 0 && j <= q_at - a->window)) continue;
+        if (!held(w, j) || j > q_at || (a->window > 0 && j <= q_at - a->window)) continue;
         const kvf_f16 *slot = kvf_kv_slot(a->kv, a->slots[j / KVF_BLOCK]);
         const kvf_f16 *k = slot + head_kv * plane + j % KVF_BLOCK * d, *v = k + a->n_head_kv * plane;
         double s = 0.0;
@@ -301,9 +363,10 @@ static void formula(const world *w, int64_t tok, int32_t head, double *o, double
 
 Test(attn, reference_is_the_formula)
 {
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 24; i++) {
         shape s = { .n_tok = 6,
                     .n_key = 140,
+                    .holes = i < 12 ? NO_HOLES : RANDOM_HOLES,
                     .q_first = 130 + i % 3 * 8,
                     .window = i % 4 * 3,
                     .group = 3,
@@ -413,6 +476,7 @@ Test(attn, merged_splits_equal_the_whole)
 {
     for (int i = 0; i < 16; i++) {
         shape s = { .n_tok = 1 + i % 8,
+                    .holes = i % 4 == 3 ? RANDOM_HOLES : NO_HOLES,
                     .n_key = 200 + i * 40,
                     .q_first = 200 + i * 40 - (1 + i % 8),
                     .group = groups[i % 5],
@@ -431,4 +495,65 @@ Test(attn, merged_splits_equal_the_whole)
         }
         drop(&w);
     }
+}
+
+/* The op of a level on `threads`, for KV heads h0..h1; what it did not write is NaN (0xff bytes). */
+static void run_op(world *w, kvf_cpu_level level, kvf_threads *threads, int32_t h0, int32_t h1)
+{
+    kvf_error err;
+    kvf_backend *b;
+    kvf_cpu_backend_params p = { .level = level, .flags = kvf_cpu_detect(), .threads = threads, .mem = &kvf_mem_default };
+    cr_assert_eq(kvf_cpu_backend_open(&b, &p, &err), KVF_OK);
+    wipe(w);
+    w->a.head_kv0 = h0;
+    w->a.head_kv1 = h1;
+    cr_assert_eq(b->ops->attn(b, &w->a, &err), KVF_OK);
+    b->ops->close(b);
+}
+
+/* Rows of the heads h0..h1 agree with the reference, the others were not written. */
+static void check_heads(world *w, kvf_cpu_level level, const shape *s, int32_t h0, int32_t h1)
+{
+    int64_t d = s->head_dim, n_head = w->a.n_head;
+    kvf_cpu_ops ops;
+    kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+    for (int64_t row = 0; row < s->n_tok * n_head; row++) {
+        int64_t head = row % n_head / s->group;
+        if (head >= h0 && head < h1) continue;
+        for (int64_t i = 0; i < d; i++) cr_assert(isnan(w->o[row * d + i]), "head %d written", (int)head);
+        cr_assert(isnan(w->lse[row]));
+        memcpy(w->o + row * d, w->want_o + row * d, (size_t)d * sizeof(float));
+        w->lse[row] = w->want_lse[row];
+    }
+    check(w, &ops, s->n_tok <= ops.attn_decode_max, s, "heads");
+}
+
+Test(attn, the_op_computes_the_heads_it_was_asked_for)
+{
+    kvf_threads *threads;
+    cr_assert_eq(kvf_threads_open(&threads, 3, &kvf_mem_default, NULL), KVF_OK);
+    for (int i = 0; i < 24; i++) {
+        shape s = { .n_tok = i % 3 == 0 ? 1 : i % 3 == 1 ? 5 : 70,
+                    .n_key = 150 + i * 31,
+                    .q_first = i % 4 == 1 ? 900 : 80 + i * 31,
+                    .group = groups[i % 5],
+                    .n_head_kv = 1 + i % 4,
+                    .head_dim = i % 2 ? 64 : 32,
+                    .window = i % 5 == 1 ? 130 : 0,
+                    .logit = 2,
+                    .holes = i % 2 ? RANDOM_HOLES : NO_HOLES };
+        world w;
+        make(&w, &s);
+        for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+            run_op(&w, level, threads, 0, 0);
+            check_heads(&w, level, &s, 0, s.n_head_kv);
+            for (int32_t h0 = 0; h0 < s.n_head_kv; h0++) {
+                int32_t h1 = h0 + 1 + (int32_t)(rnd() % (uint32_t)(s.n_head_kv - h0));
+                run_op(&w, level, threads, h0, h1);
+                check_heads(&w, level, &s, h0, h1);
+            }
+        }
+        drop(&w);
+    }
+    kvf_threads_close(threads);
 }

@@ -14,11 +14,14 @@
  * softmax of the group between them. The two are interleaved by hand because one stage is far longer
  * than the processor's reorder window.
  *
+ * Holes of the list are closed when keys are converted: below, a key's number counts the keys that are
+ * there, and `held` turns it into a place of the list and back. What a query sees is a run in both orders.
+ *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <immintrin.h>
 #include <math.h>
 
-#include "backend/cpu/cpu_ops.h"
+#include "backend/cpu/attn_int.h"
 
 enum {
     COLS = 32,      /* columns of a group: two tiles, so that each K and V tile read is used twice */
@@ -45,6 +48,8 @@ typedef struct job {
 typedef struct work {
     const kvf_attn_part *part;
     float *lse;             /* where it goes, or NULL */
+    int64_t key0, key1;     /* the part's keys, by number */
+    int64_t *held;          /* [entries + 1] keys before each entry of the list; NULL: no holes */
     int32_t dim, steps;     /* head_dim; its tiles of 32, padded */
     int64_t n_col, n_group; /* columns; groups of COLS */
     int64_t heads;          /* query heads per KV head */
@@ -70,13 +75,16 @@ static void *take(char *base, size_t *used, size_t bytes)
     return p;
 }
 
+static int64_t entries(const kvf_attn_args *a) { return (a->n_key + KVF_BLOCK - 1) / KVF_BLOCK; }
+
 /* Place the arrays in scratch; with base NULL only the size counts. */
 static size_t layout(work *w, const kvf_attn_args *a, int64_t n_tok, void *base)
 {
     size_t used = 0;
     w->dim = a->head_dim;
     w->steps = (a->head_dim + 31) / 32;
-    w->heads = a->n_head / a->n_head_kv;
+    w->heads = kvf_attn_group(a);
+    w->held = a->valid ? take(base, &used, ((size_t)entries(a) + 1) * sizeof *w->held) : NULL;
     w->n_col = n_tok * w->heads;
     w->n_group = (w->n_col + COLS - 1) / COLS;
     size_t cols = (size_t)w->n_group * COLS, width = (size_t)w->steps * 32;
@@ -92,6 +100,75 @@ static size_t layout(work *w, const kvf_attn_args *a, int64_t n_tok, void *base)
     for (int i = 0; i < 2; i++) w->prob[i] = take(base, &used, KEYS * COLS * 2);
     for (int i = 0; i < 3; i++) w->jobs[i].factor = take(base, &used, COLS * 4);
     return used;
+}
+
+/* ---- Holes ----------------------------------------------------------------------------- */
+
+/* Places of entry e that hold keys of the list. */
+static kvf_key_range held_of(const kvf_attn_args *a, int64_t e)
+{
+    kvf_key_range r = kvf_attn_valid(a, e);
+    int64_t left = a->n_key - e * KVF_BLOCK;
+    if (r.end > left) r.end = left;
+    if (r.first > r.end) r.first = r.end;
+    return r;
+}
+
+/* Number of the first key at place j of the list or after it. */
+static int64_t number_of(const work *w, int64_t j)
+{
+    const kvf_attn_args *a = w->part->a;
+    if (!w->held) return j;
+    if (j <= 0) return 0;
+    if (j >= a->n_key) return w->held[entries(a)];
+    int64_t e = j >> KVF_BLOCK_SHIFT, place = j & (KVF_BLOCK - 1);
+    kvf_key_range r = held_of(a, e);
+    return w->held[e] + (place < r.first ? 0 : place < r.end ? place - r.first : r.end - r.first);
+}
+
+/* Place of an existing key. */
+static int64_t place_of(const work *w, int64_t key)
+{
+    const kvf_attn_args *a = w->part->a;
+    if (!w->held) return key;
+    int64_t e = 0, end = entries(a);
+    while (end - e > 1) { /* the last entry with at most `key` keys before it holds the key */
+        int64_t mid = e + (end - e) / 2;
+        if (w->held[mid] <= key)
+            e = mid;
+        else
+            end = mid;
+    }
+    return e * KVF_BLOCK + held_of(a, e).first + key - w->held[e];
+}
+
+static void count_keys(work *w)
+{
+    const kvf_attn_args *a = w->part->a;
+    int64_t n = 0;
+    for (int64_t e = 0; w->held && e < entries(a); e++) {
+        kvf_key_range r = held_of(a, e);
+        w->held[e] = n;
+        n += r.end - r.first;
+    }
+    if (w->held) w->held[entries(a)] = n;
+    w->key0 = number_of(w, w->part->key0);
+    w->key1 = number_of(w, w->part->key1);
+}
+
+/* Rows of keys first..first + n, n >= 1; the values lie at the same distance from each. Rows of the job
+ * past them are a row that exists: convert_* load none of it. */
+static void key_rows(const work *w, int64_t first, int64_t n, const kvf_f16 *row[KEYS])
+{
+    const kvf_attn_args *a = w->part->a;
+    int64_t at = place_of(w, first), i = 0;
+    for (int64_t e = at >> KVF_BLOCK_SHIFT; i < n; e++) {
+        kvf_key_range r = held_of(a, e);
+        const kvf_f16 *k = kvf_attn_k(a, w->part->head_kv, e);
+        if (e == at >> KVF_BLOCK_SHIFT) r.first = at & (KVF_BLOCK - 1);
+        for (int64_t j = r.first; j < r.end && i < n; j++) row[i++] = k + j * w->dim;
+    }
+    for (; i < KEYS; i++) row[i] = row[0];
 }
 
 /* ---- Conversion ------------------------------------------------------------------------ */
@@ -189,14 +266,14 @@ static void pack_queries(work *w)
     for (int64_t i = 0; i < w->n_group * COLS; i++) w->neg_m[i] = w->sum[i] = w->sum_exact[i] = 0.0f;
 }
 
-/* Keys of a block: rows from n_row on were never written, may hold anything, and become zero. */
-static void convert_k(const work *w, const kvf_f16 *k, int64_t n_row, kvf_bf16 *dst)
+/* Keys of a job; from n_row on there are none, and they become zero. */
+static void convert_k(const work *w, const kvf_f16 *const *k, int64_t n_row, kvf_bf16 *dst)
 {
-    for (int64_t j = 0; j < KVF_BLOCK; j++) {
+    for (int64_t j = 0; j < KEYS; j++) {
         kvf_bf16 *row = dst + (j >> 5) * w->steps * 4 * TILE + ((j >> 4) & 1) * TILE + (j & 15) * 32;
         for (int32_t step = 0; step < w->steps; step++) {
             __mmask16 m0 = tail16(step * 32, w->dim), m1 = tail16(step * 32 + 16, w->dim);
-            const kvf_f16 *x = k + j * w->dim + step * 32;
+            const kvf_f16 *x = k[j] + step * 32;
             __m512i hi = _mm512_setzero_si512(), lo = hi;
             if (j < n_row) hi = split_bf16(load_f16(m0, x), load_f16(m1, x + (m1 ? 16 : 0)), &lo);
             _mm512_store_si512(row + (int64_t)step * 4 * TILE, lo);
@@ -214,19 +291,19 @@ static inline __m512i pair_bf16(__m512 low, __m512 high)
 }
 
 /* V^T in tiles of [16 dims][32 keys]: pairs of key rows, then a transposition of dwords. */
-static void convert_v(const work *w, const kvf_f16 *v, int64_t n_row, kvf_bf16 *vt)
+static void convert_v(const work *w, const kvf_f16 *const *k, int64_t n_row, kvf_bf16 *vt)
 {
+    int64_t to_v = (int64_t)w->part->a->n_head_kv * KVF_BLOCK * w->dim;
     for (int32_t t = 0; t < w->steps * 2; t++) {
         __mmask16 lanes = tail16(t * 16, w->dim);
-        for (int64_t c = 0; c < KVF_BLOCK / 32; c++) {
-            int64_t unit = c * 32 / KEYS, part = c % (KEYS / 32);
-            kvf_bf16 *dst = vt + (((unit * w->steps + (t >> 1)) * (KEYS / 32) + part) * 2 + (t & 1)) * TILE;
+        int64_t at = to_v + (lanes ? t * 16 : 0);
+        for (int64_t c = 0; c < KEYS / 32; c++) {
+            kvf_bf16 *dst = vt + (((t >> 1) * (KEYS / 32) + c) * 2 + (t & 1)) * TILE;
             __m512i m[16];
             for (int64_t i = 0; i < 16; i++) {
                 int64_t j = c * 32 + i * 2;
-                const kvf_f16 *x = lanes ? v + j * w->dim + t * 16 : v;
-                m[i] = pair_bf16(load_f16(j < n_row ? lanes : 0, x),
-                                 load_f16(j + 1 < n_row ? lanes : 0, lanes ? x + w->dim : v));
+                m[i] = pair_bf16(load_f16(j < n_row ? lanes : 0, k[j] + at),
+                                 load_f16(j + 1 < n_row ? lanes : 0, k[j + 1] + at));
             }
             transpose(m);
             for (int i = 0; i < 16; i++) _mm512_store_si512(dst + i * 32, m[i]);
@@ -385,8 +462,8 @@ static void apply_mask(const work *w, int64_t group, int64_t base)
     for (int64_t i = 0; i < COLS; i++) {
         int64_t col = group * COLS + i < w->n_col ? group * COLS + i : w->n_col - 1;
         int64_t at = a->q_first + w->part->tok0 + col / w->heads;
-        int64_t hi = (at < w->part->key1 - 1 ? at : w->part->key1 - 1) - base;
-        int64_t lo = a->window > 0 ? at - a->window + 1 - base : 0;
+        int64_t end = number_of(w, at + 1), hi = (end < w->key1 ? end : w->key1) - 1 - base;
+        int64_t lo = a->window > 0 ? number_of(w, at - a->window + 1) - base : 0;
         last[i] = hi < -1 ? -1 : hi > KEYS ? KEYS : (int32_t)hi;
         first[i] = lo < 0 ? 0 : lo > KEYS ? KEYS : (int32_t)lo;
     }
@@ -505,7 +582,7 @@ static void stage(work *w, const job *next, const job *cur, const job *prev)
     }
 }
 
-/* Which groups see keys of a job [base, end), and which of them all KEYS: ranges, because visibility
+/* Which groups see keys of a job [base, end), not empty, and which of them all KEYS: ranges, because visibility
  * comes and goes with the token. */
 typedef struct sight {
     int64_t any0, any1, all0, all1;
@@ -515,15 +592,16 @@ static sight sight_of(const work *w, int64_t base, int64_t end)
 {
     const kvf_attn_args *a = w->part->a;
     int64_t n_tok = w->part->tok1 - w->part->tok0, first = a->q_first + w->part->tok0;
-    int64_t any0 = base > first ? base - first : 0, all0 = end - 1 > first ? end - 1 - first : 0; /* causal */
+    int64_t from = place_of(w, base), to = place_of(w, end - 1);
+    int64_t any0 = from > first ? from - first : 0, all0 = to > first ? to - first : 0; /* causal */
     int64_t any1 = n_tok, all1 = n_tok;
     if (a->window > 0) {
-        if (any1 > end - 1 + a->window - first) any1 = end - 1 + a->window - first;
-        if (all1 > base + a->window - first) all1 = base + a->window - first;
+        if (any1 > to + a->window - first) any1 = to + a->window - first;
+        if (all1 > from + a->window - first) all1 = from + a->window - first;
     }
     sight s = { any0 * w->heads / COLS, (any1 * w->heads + COLS - 1) / COLS,
                 (all0 * w->heads + COLS - 1) / COLS, 0 };
-    if (any0 >= any1 || base >= end) s.any1 = s.any0 = 0;
+    if (any0 >= any1) s.any1 = s.any0 = 0;
     s.all1 = all1 >= n_tok ? w->n_group : all1 <= 0 ? 0 : all1 * w->heads / COLS;
     if (end - base < KEYS) s.all1 = 0;
     return s;
@@ -538,8 +616,7 @@ static void advance(work *w, int64_t turn)
  * before the next does, so that its q and O stay in L1 while K and V stream from L2. */
 static void attend_span(work *w, int64_t base, int64_t end)
 {
-    const kvf_attn_args *a = w->part->a;
-    const int64_t plane = (int64_t)KVF_BLOCK * w->dim, width = w->steps * 32;
+    const int64_t width = w->steps * 32;
     sight see[SPAN_MAX / KEYS];
     int64_t n_unit = (end - base + KEYS - 1) / KEYS, g0 = w->n_group, g1 = 0, turn = 0;
     for (int64_t u = 0; u < n_unit; u++) {
@@ -550,12 +627,12 @@ static void attend_span(work *w, int64_t base, int64_t end)
         if (see[u].any1 > g1) g1 = see[u].any1;
     }
     if (g0 >= g1) return;
-    for (int64_t at = base; at < end; at += KVF_BLOCK) {
-        const kvf_f16 *k = kvf_kv_slot(a->kv, a->slots[at >> KVF_BLOCK_SHIFT]);
-        k += w->part->head_kv * plane;
-        int64_t n = end - at < KVF_BLOCK ? end - at : KVF_BLOCK;
-        convert_k(w, k, n, w->k + (at - base) * width * 2);
-        convert_v(w, k + a->n_head_kv * plane, n, w->vt + (at - base) * width);
+    for (int64_t at = base; at < end; at += KEYS) {
+        const kvf_f16 *row[KEYS];
+        int64_t n = end - at < KEYS ? end - at : KEYS;
+        key_rows(w, at, n, row);
+        convert_k(w, row, n, w->k + (at - base) * width * 2);
+        convert_v(w, row, n, w->vt + (at - base) * width);
     }
     for (int i = 0; i < 3; i++) w->jobs[i] = (job){ .prob = w->prob[0], .factor = w->jobs[i].factor };
     for (int64_t g = g0; g < g1; g++)
@@ -615,10 +692,11 @@ static void attn(const kvf_attn_part *p)
 {
     work w = { .part = p, .lse = p->o ? p->lse : p->a->lse };
     layout(&w, p->a, p->tok1 - p->tok0, p->scratch);
+    count_keys(&w);
     tiles_open();
     pack_queries(&w);
-    for (int64_t base = p->key0; base < p->key1; base += w.span)
-        attend_span(&w, base, base + w.span < p->key1 ? base + w.span : p->key1);
+    for (int64_t base = w.key0; base < w.key1; base += w.span)
+        attend_span(&w, base, base + w.span < w.key1 ? base + w.span : w.key1);
     _tile_release();
     write_results(&w);
 }
@@ -635,7 +713,7 @@ static size_t scratch_bytes(const kvf_attn_args *a, int64_t n_tok)
 static int64_t tile_tokens(const kvf_attn_args *a)
 {
     int64_t width = (a->head_dim + 31) / 32 * 32, cols = (1 << 20) / (8 * width);
-    int64_t most = cols / (a->n_head / a->n_head_kv);
+    int64_t most = cols / kvf_attn_group(a);
     if (most < 16) most = 16;
     int64_t n_part = (a->n_tok + most - 1) / most, even = n_part > 0 ? (a->n_tok + n_part - 1) / n_part : 1;
     return (even + 15) / 16 * 16;

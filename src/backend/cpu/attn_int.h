@@ -25,6 +25,16 @@ static inline kvf_key_range kvf_attn_visible(const kvf_attn_part *p, int64_t tok
     return r;
 }
 
+/* The places of block b of the list that are no hole; first <= end. The list's end (n_key) cuts none. */
+static inline kvf_key_range kvf_attn_valid(const kvf_attn_args *a, int64_t b)
+{
+    kvf_key_range r = { 0, KVF_BLOCK };
+    if (!a->valid) return r;
+    r.first = a->valid[2 * b];
+    r.end = a->valid[2 * b + 1] > r.first ? a->valid[2 * b + 1] : r.first;
+    return r;
+}
+
 static inline int32_t kvf_attn_group(const kvf_attn_args *a) { return a->n_head / a->n_head_kv; }
 
 /* [KVF_BLOCK][head_dim] keys of block b of the list; the values follow n_head_kv heads later. */

@@ -114,19 +114,25 @@ static void lanes_see(lanes *w, const kvf_attn_part *p, int64_t base, int lane, 
     w->hi[lane] = KVF_BLOCK;
     if (row >= n_row) return;
     kvf_key_range r = kvf_attn_visible(p, p->tok0 + row / group);
-    if (r.first > base) w->lo[lane] = r.first - base < KVF_BLOCK ? (int32_t)(r.first - base) : KVF_BLOCK;
-    if (r.end < base + KVF_BLOCK) w->hi[lane] = r.end > base ? (int32_t)(r.end - base) : 0;
+    kvf_key_range held = kvf_attn_valid(p->a, base >> KVF_BLOCK_SHIFT);
+    if (r.first - base > held.first) held.first = r.first - base < KVF_BLOCK ? r.first - base : KVF_BLOCK;
+    if (r.end - base < held.end) held.end = r.end > base ? r.end - base : 0;
+    w->lo[lane] = (int32_t)held.first;
+    w->hi[lane] = (int32_t)held.end;
 }
 
 /* The keys of the block at `base` that some row of tok_a..tok_b sees: *k0 <= key < *k1. Both ends
- * of what a query sees rise with its place, so the outer queries decide. Returns whether some
- * row sees fewer. */
+ * of what a query sees rise with its place, so the outer queries decide; holes are the same for all.
+ * Nothing outside is used as a number. Returns whether some row sees fewer; *k0 >= *k1: none sees any. */
 static bool block_keys(const kvf_attn_part *p, int64_t base, int64_t tok_a, int64_t tok_b, int *k0, int *k1)
 {
     kvf_key_range a = kvf_attn_visible(p, tok_a), b = kvf_attn_visible(p, tok_b);
     int64_t lo = a.first - base, hi = b.end - base;
     *k0 = lo < 0 ? 0 : lo > KVF_BLOCK ? KVF_BLOCK : (int)lo;
     *k1 = hi < *k0 ? *k0 : hi > KVF_BLOCK ? KVF_BLOCK : (int)hi;
+    kvf_key_range held = kvf_attn_valid(p->a, base >> KVF_BLOCK_SHIFT);
+    if (held.first > *k0) *k0 = (int)held.first;
+    if (held.end < *k1) *k1 = (int)held.end;
     return b.first > base + *k0 || a.end < base + *k1;
 }
 

@@ -1,13 +1,20 @@
 /* attn_ref.c - attention as its formula (kvf_attn_args, backend/backend.h), in double: the
  * definition that the other levels are held to.
  *
- * One query row at a time: all scores, their log-sum-exp, then the weighted sum of values. Keys
- * that a query does not see are never read, so slots may hold anything there.
+ * One query row at a time: all scores, their log-sum-exp, then the weighted sum of values. Holes and
+ * keys that a query does not see are never read, so slots may hold anything there.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
 #include "backend/cpu/attn_int.h"
+
+static bool hole(const kvf_attn_args *a, int64_t j)
+{
+    kvf_key_range r = kvf_attn_valid(a, j >> KVF_BLOCK_SHIFT);
+    int64_t place = j & (KVF_BLOCK - 1);
+    return place < r.first || place >= r.end;
+}
 
 static double score(const kvf_attn_args *a, const float *q, const kvf_f16 *k)
 {
@@ -24,12 +31,14 @@ static double scores(const kvf_attn_part *p, const float *q, kvf_key_range r, do
     int64_t n = r.end - r.first;
     for (int64_t i = 0; i < n; i++) {
         int64_t j = r.first + i;
+        s[i] = -INFINITY;
+        if (hole(p->a, j)) continue;
         const kvf_f16 *k = kvf_attn_k(p->a, p->head_kv, j >> KVF_BLOCK_SHIFT);
         s[i] = score(p->a, q, k + (j & (KVF_BLOCK - 1)) * p->a->head_dim);
         if (s[i] > max) max = s[i];
     }
-    for (int64_t i = 0; i < n; i++) sum += exp(s[i] - max);
-    return max + log(sum);
+    for (int64_t i = 0; i < n && max > -INFINITY; i++) sum += exp(s[i] - max);
+    return sum > 0.0 ? max + log(sum) : -INFINITY;
 }
 
 static void attn_row(const kvf_attn_part *p, int64_t tok, int32_t g)
@@ -38,14 +47,15 @@ static void attn_row(const kvf_attn_part *p, int64_t tok, int32_t g)
     kvf_key_range r = kvf_attn_visible(p, tok);
     float *o = kvf_attn_o(p, tok, g), *lse_out = kvf_attn_lse(p, tok, g);
     double *acc = p->scratch, *s = acc + a->head_dim;
-    if (r.first >= r.end) {
+    double lse = r.first < r.end ? scores(p, kvf_attn_q(p, tok, g), r, s) : -INFINITY;
+    if (lse == -INFINITY) {
         memset(o, 0, (size_t)a->head_dim * sizeof *o);
         if (lse_out) *lse_out = -INFINITY;
         return;
     }
-    double lse = scores(p, kvf_attn_q(p, tok, g), r, s);
     for (int32_t i = 0; i < a->head_dim; i++) acc[i] = 0.0;
     for (int64_t j = r.first; j < r.end; j++) {
+        if (hole(a, j)) continue;
         const kvf_f16 *v = kvf_attn_v(a, p->head_kv, j >> KVF_BLOCK_SHIFT);
         v += (j & (KVF_BLOCK - 1)) * a->head_dim;
         double w = exp(s[j - r.first] - lse);

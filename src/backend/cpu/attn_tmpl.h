@@ -113,13 +113,16 @@ static void chunk_step(const prefill *f, int64_t chunk, int64_t base)
         chunk_block(f, 1, chunk, k0, k1, masked);
 }
 
-/* Widen one block. Places that hold no key may hold anything: no row reads what comes of them. */
-static void load_block(const prefill *f, int64_t b)
+/* Widen keys k0..k1 of a block, whole tiles. Places that hold no key may hold anything: no row reads what
+ * comes of them. */
+static void load_block(const prefill *f, int64_t b, int64_t k0, int64_t k1)
 {
     int64_t d = f->p->a->head_dim;
+    k0 = k0 / TILE_M * TILE_M;
+    k1 = (k1 + TILE_M - 1) / TILE_M * TILE_M;
     const kvf_f16 *k = kvf_attn_k(f->p->a, f->p->head_kv, b), *v = kvf_attn_v(f->p->a, f->p->head_kv, b);
-    for (int64_t i = 0; i < KVF_BLOCK * d; i += VF_LANES) vf_store(f->k + i, vf_load_f16(k + i));
-    for (int64_t j = 0; j < KVF_BLOCK; j++)
+    for (int64_t i = k0 * d; i < k1 * d; i += VF_LANES) vf_store(f->k + i, vf_load_f16(k + i));
+    for (int64_t j = k0; j < k1; j++)
         for (int64_t i = 0; i < d; i += STRIP) vf_widen8(f->v + (i * KVF_BLOCK) + j * STRIP, v + j * d + i);
 }
 
@@ -174,7 +177,10 @@ static void attn_prefill(const kvf_attn_part *p)
 
     int64_t first = kvf_attn_visible(p, p->tok0).first, end = kvf_attn_visible(p, p->tok1 - 1).end;
     for (int64_t b = first >> KVF_BLOCK_SHIFT; b << KVF_BLOCK_SHIFT < end; b++) {
-        load_block(&f, b);
+        int k0, k1;
+        block_keys(p, b << KVF_BLOCK_SHIFT, p->tok0, p->tok1 - 1, &k0, &k1);
+        if (k0 >= k1) continue; /* a hole */
+        load_block(&f, b, k0, k1);
         for (int64_t c = 0; c < n_chunk; c++) chunk_step(&f, c, b << KVF_BLOCK_SHIFT);
     }
     store_rows(&f, n_chunk);

@@ -5,42 +5,24 @@
  * kernel scratch is per worker.
  *
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_backend_int.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "backend/cpu/cpu_ops.h"
 #include "backend/cpu/mm.h"
 
 /* Elements under which an element-wise op is not worth a wake-up (about 5 us of work). */
 enum { SERIAL_ELEMENTS = 32768 };
 
-typedef struct cpu_backend {
-    kvf_backend base;
-    kvf_cpu_ops ops;
-    bool f32;
-    kvf_threads *threads;
-    int32_t n_threads;
+typedef kvf_cpu_backend cpu_backend;
 
-    uint8_t *packed[KVF_MATMUL_MAX]; /* activations in up to three forms */
-    int64_t packed_cap[KVF_MATMUL_MAX];
-    uint8_t *work; /* [n_threads][work_bytes] kernel scratch */
-    int64_t work_bytes, work_cap;
-    uint8_t *partial; /* split-KV results */
-    int64_t partial_cap;
-
-    /* What really ran, for kernels(), which any thread may call while others compute. */
-    _Atomic(const char *) ran_mm, ran_mv, ran_attn, ran_attn_decode;
-} cpu_backend;
-
-static cpu_backend *self(kvf_backend *b) { return (cpu_backend *)b; }
+static cpu_backend *self(kvf_backend *b) { return kvf_cpu_self(b); }
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-/* Scratch without keeping its content: free first, so that the peak is the larger of the two. */
-static kvf_status grow_scratch(cpu_backend *c, uint8_t **buf, int64_t *cap, size_t bytes, kvf_error *err)
+kvf_status kvf_cpu_grow_scratch(cpu_backend *c, uint8_t **buf, int64_t *cap, size_t bytes, kvf_error *err)
 {
     if ((int64_t)bytes <= *cap) return KVF_OK;
     kvf_free(c->base.mem, *buf);
@@ -53,23 +35,19 @@ static kvf_status grow_scratch(cpu_backend *c, uint8_t **buf, int64_t *cap, size
     return KVF_OK;
 }
 
-/* Per-worker scratch of `bytes` each. */
-static kvf_status grow_work(cpu_backend *c, size_t bytes, kvf_error *err)
+kvf_status kvf_cpu_grow_work(cpu_backend *c, size_t bytes, kvf_error *err)
 {
     bytes = round_up(bytes + 1, 4096); /* no two workers on one page */
     if ((int64_t)bytes <= c->work_bytes) return KVF_OK;
     size_t all;
     if (!kvf_mul_size(bytes, (size_t)c->n_threads, &all)) all = SIZE_MAX;
     c->work_bytes = 0;
-    KVF_TRY(grow_scratch(c, &c->work, &c->work_cap, all, err));
+    KVF_TRY(kvf_cpu_grow_scratch(c, &c->work, &c->work_cap, all, err));
     c->work_bytes = (int64_t)bytes;
     return KVF_OK;
 }
 
-static void *work_of(cpu_backend *c, int32_t worker) { return c->work + (size_t)worker * (size_t)c->work_bytes; }
-
-/* Run fn over n parts; on the calling thread when `elements` of work are few. */
-static void run_parts(cpu_backend *c, int64_t n, int64_t elements, kvf_task_fn fn, void *arg)
+void kvf_cpu_run_parts(cpu_backend *c, int64_t n, int64_t elements, kvf_task_fn fn, void *arg)
 {
     if (elements < SERIAL_ELEMENTS) {
         for (int64_t i = 0; i < n; i++) fn(arg, i, 0);
@@ -159,7 +137,7 @@ static kvf_status op_embed(kvf_backend *b, const kvf_embed_args *a, kvf_error *e
     (void)err;
     int64_t n_part;
     rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
-    run_parts(t.c, n_part, a->n_tok * a->table->n_in, embed_part, &t);
+    kvf_cpu_run_parts(t.c, n_part, a->n_tok * a->table->n_in, embed_part, &t);
     return KVF_OK;
 }
 
@@ -177,7 +155,7 @@ static kvf_status op_rmsnorm(kvf_backend *b, const kvf_rmsnorm_args *a, kvf_erro
     (void)err;
     int64_t n_part;
     rows_task t = rows_split(self(b), a, a->n_row, &n_part);
-    run_parts(t.c, n_part, a->n_row * a->width, rmsnorm_part, &t);
+    kvf_cpu_run_parts(t.c, n_part, a->n_row * a->width, rmsnorm_part, &t);
     return KVF_OK;
 }
 
@@ -203,7 +181,7 @@ static kvf_status op_rope_table(kvf_backend *b, const kvf_rope_table_args *a, kv
     (void)err;
     int64_t n_part;
     rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
-    run_parts(t.c, n_part, a->n_tok * a->n_rot * 32, rope_table_part, &t);
+    kvf_cpu_run_parts(t.c, n_part, a->n_tok * a->n_rot * 32, rope_table_part, &t);
     return KVF_OK;
 }
 
@@ -222,7 +200,7 @@ static kvf_status op_rope(kvf_backend *b, const kvf_rope_args *a, kvf_error *err
     (void)err;
     int64_t n_part;
     rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
-    run_parts(t.c, n_part, a->n_tok * a->n_head * a->head_dim, rope_part, &t);
+    kvf_cpu_run_parts(t.c, n_part, a->n_tok * a->n_head * a->head_dim, rope_part, &t);
     return KVF_OK;
 }
 
@@ -249,7 +227,7 @@ static kvf_status op_kv_put(kvf_backend *b, const kvf_kv_put_args *a, kvf_error 
     (void)err;
     int64_t n_part;
     rows_task t = rows_split(self(b), a, a->n_tok, &n_part);
-    run_parts(t.c, n_part, 2 * a->n_tok * a->n_head_kv * a->head_dim, kv_put_part, &t);
+    kvf_cpu_run_parts(t.c, n_part, 2 * a->n_tok * a->n_head_kv * a->head_dim, kv_put_part, &t);
     return KVF_OK;
 }
 
@@ -276,7 +254,7 @@ static kvf_status op_add(kvf_backend *b, float *x, const float *y, int64_t n, kv
     (void)err;
     add_args a = { x, y, n };
     rows_task t = { self(b), &a, 0, 0 };
-    run_parts(t.c, (n + FLAT_RUN - 1) / FLAT_RUN, n, add_part, &t);
+    kvf_cpu_run_parts(t.c, (n + FLAT_RUN - 1) / FLAT_RUN, n, add_part, &t);
     return KVF_OK;
 }
 
@@ -300,7 +278,7 @@ static void matmul_part(void *arg, int64_t part, int32_t worker)
     int64_t row0 = (part - t->first_part[j]) * t->rows[j], row1 = row0 + t->rows[j];
     kvf_mm_part p = { .w = w, .x = t->x[j], .n_tok = t->a->n_tok, .row0 = row0,
                       .row1 = row1 < w->n_out ? row1 : w->n_out, .bias = t->a->bias[j], .y = t->a->y[j],
-                      .y_stride = w->n_out, .accumulate = t->a->accumulate, .scratch = work_of(t->c, worker) };
+                      .y_stride = w->n_out, .accumulate = t->a->accumulate, .scratch = kvf_cpu_work_of(t->c, worker) };
     t->kernel[j]->run(&p);
 }
 
@@ -330,12 +308,12 @@ static kvf_status pack_x(matmul_task *t, int32_t j, kvf_error *err)
         return KVF_OK;
     }
     int64_t n_tok = t->a->n_tok, n_in = t->a->w[0]->n_in;
-    KVF_TRY(grow_scratch(c, &c->packed[j], &c->packed_cap[j], kernel->x_bytes(n_tok, n_in), err));
+    KVF_TRY(kvf_cpu_grow_scratch(c, &c->packed[j], &c->packed_cap[j], kernel->x_bytes(n_tok, n_in), err));
     t->x[j] = c->packed[j];
     pack_task p = { kernel, t->a, c->packed[j], 0 };
     int64_t rows = (n_tok + 2 * c->n_threads - 1) / (2 * c->n_threads);
     p.rows = (rows + kernel->pack_align - 1) / kernel->pack_align * kernel->pack_align;
-    run_parts(c, (n_tok + p.rows - 1) / p.rows, n_tok * n_in, pack_part, &p);
+    kvf_cpu_run_parts(c, (n_tok + p.rows - 1) / p.rows, n_tok * n_in, pack_part, &p);
     return KVF_OK;
 }
 
@@ -369,14 +347,14 @@ static kvf_status op_matmul(kvf_backend *b, const kvf_matmul_args *a, kvf_error 
     for (int32_t j = 0; j < a->n_w; j++) {
         const kvf_weight *w = a->w[j];
         const kvf_mm_kernel *kernel = t.kernel[j] = pick_kernel(c, w, a->n_tok);
-        KVF_TRY(grow_work(c, kernel->scratch_bytes(w->type, a->n_tok, w->n_in), err));
+        KVF_TRY(kvf_cpu_grow_work(c, kernel->scratch_bytes(w->type, a->n_tok, w->n_in), err));
         KVF_TRY(pack_x(&t, j, err));
         t.rows[j] = rows_per_part(c, w, a->n_tok, kernel->row_align);
         t.first_part[j + 1] = t.first_part[j] + (w->n_out + t.rows[j] - 1) / t.rows[j];
         work += w->n_out * w->n_in * a->n_tok;
     }
     for (int32_t j = a->n_w; j < KVF_MATMUL_MAX; j++) t.first_part[j + 1] = t.first_part[a->n_w];
-    run_parts(c, t.first_part[a->n_w], work, matmul_part, &t);
+    kvf_cpu_run_parts(c, t.first_part[a->n_w], work, matmul_part, &t);
     return KVF_OK;
 }
 
@@ -397,7 +375,7 @@ static void glu_part(void *arg, int64_t part, int32_t worker)
     const glu_task *t = arg;
     const kvf_matmul_glu_args *a = t->a;
     const kvf_weight *w[2] = { a->gate, a->up };
-    uint8_t *mem = work_of(t->c, worker);
+    uint8_t *mem = kvf_cpu_work_of(t->c, worker);
     int64_t end = (part + 1) * t->rows < a->gate->n_out ? (part + 1) * t->rows : a->gate->n_out;
     for (int64_t row = part * t->rows; row < end; row += GLU_ROWS) {
         int64_t n = end - row < GLU_ROWS ? end - row : GLU_ROWS;
@@ -432,111 +410,13 @@ static kvf_status op_matmul_glu(kvf_backend *b, const kvf_matmul_glu_args *a, kv
         if (bytes > scratch) scratch = bytes;
     }
     t.scratch_at = 2 * product;
-    KVF_TRY(grow_work(c, 2 * product + scratch, err));
+    KVF_TRY(kvf_cpu_grow_work(c, 2 * product + scratch, err));
     t.rows = rows_per_part(c, a->gate, a->n_tok, GLU_ROWS);
-    run_parts(c, (a->gate->n_out + t.rows - 1) / t.rows, 2 * a->gate->n_out * a->gate->n_in * a->n_tok, glu_part, &t);
+    kvf_cpu_run_parts(c, (a->gate->n_out + t.rows - 1) / t.rows, 2 * a->gate->n_out * a->gate->n_in * a->n_tok, glu_part, &t);
     return KVF_OK;
 }
 
-/* ---- Attention -------------------------------------------------------------------------- */
-
-typedef struct attn_task {
-    cpu_backend *c;
-    const kvf_attn_args *a;
-    int64_t tile, n_tile;                 /* prefill: queries per part */
-    int64_t key0, n_split, keys_per_split; /* decode */
-    float *o, *lse;                       /* decode: [n_head_kv][n_split][n_tok][group]([head_dim]) */
-} attn_task;
-
-static void attn_part_prefill(void *arg, int64_t part, int32_t worker)
-{
-    const attn_task *t = arg;
-    /* Late queries see more keys: start with them, so that the short parts fill the gaps at the end. */
-    int64_t tile = t->n_tile - 1 - part / t->a->n_head_kv, tok1 = (tile + 1) * t->tile;
-    kvf_attn_part p = { .a = t->a, .head_kv = (int32_t)(part % t->a->n_head_kv), .tok0 = tile * t->tile,
-                        .tok1 = tok1 < t->a->n_tok ? tok1 : t->a->n_tok, .key0 = 0, .key1 = t->a->n_key,
-                        .scratch = work_of(t->c, worker) };
-    t->c->ops.attn(&p);
-}
-
-static void attn_part_decode(void *arg, int64_t part, int32_t worker)
-{
-    const attn_task *t = arg;
-    const kvf_attn_args *a = t->a;
-    int64_t split = part % t->n_split, head = part / t->n_split, rows = a->n_tok * (a->n_head / a->n_head_kv);
-    int64_t key0 = t->key0 + split * t->keys_per_split, key1 = key0 + t->keys_per_split;
-    kvf_attn_part p = { .a = a, .head_kv = (int32_t)head, .tok0 = 0, .tok1 = a->n_tok, .key0 = key0,
-                        .key1 = key1 < a->n_key ? key1 : a->n_key, .scratch = work_of(t->c, worker) };
-    if (t->n_split > 1) {
-        p.o = t->o + part * rows * a->head_dim;
-        p.lse = t->lse + part * rows;
-    }
-    t->c->ops.attn_decode(&p);
-}
-
-/* Join the splits of every (KV head, token, query head) row into a->o and a->lse. */
-static void merge_splits(const attn_task *t)
-{
-    const kvf_attn_args *a = t->a;
-    int64_t group = a->n_head / a->n_head_kv, rows = a->n_tok * group, d = a->head_dim;
-    for (int64_t h = 0; h < a->n_head_kv; h++) {
-        float *o = t->o + h * t->n_split * rows * d, *lse = t->lse + h * t->n_split * rows;
-        for (int64_t r = 0; r < rows; r++) {
-            for (int64_t s = 1; s < t->n_split; s++)
-                t->c->ops.lse_merge(o + r * d, lse + r, o + (s * rows + r) * d, lse + s * rows + r, a->head_dim);
-            int64_t row = (r / group) * a->n_head + h * group + r % group;
-            memcpy(a->o + row * d, o + r * d, (size_t)d * sizeof(float));
-            if (a->lse) a->lse[row] = lse[r];
-        }
-    }
-}
-
-static kvf_status attn_decode(cpu_backend *c, const kvf_attn_args *a, kvf_error *err)
-{
-    attn_task t = { .c = c, .a = a };
-    /* Keys before the first query's window are not even looked at. */
-    if (a->window > 0 && a->q_first - a->window + 1 > 0)
-        t.key0 = (a->q_first - a->window + 1) / KVF_BLOCK * KVF_BLOCK;
-    if (t.key0 > a->n_key) t.key0 = a->n_key / KVF_BLOCK * KVF_BLOCK;
-    int64_t n_block = (a->n_key - t.key0 + KVF_BLOCK - 1) / KVF_BLOCK;
-    /* At least two blocks a split (20 us), at most two splits a thread over all heads. */
-    int64_t most = n_block / 2, want = (2 * c->n_threads + a->n_head_kv - 1) / a->n_head_kv;
-    t.n_split = want < most ? want : most;
-    if (t.n_split < 1) t.n_split = 1;
-    int64_t blocks = n_block > 0 ? (n_block + t.n_split - 1) / t.n_split : 1;
-    t.keys_per_split = blocks * KVF_BLOCK;
-    if (n_block > 0) t.n_split = (n_block + blocks - 1) / blocks; /* no empty split at the end */
-    size_t rows = (size_t)(t.n_split * a->n_tok * a->n_head);
-    if (t.n_split > 1) {
-        size_t o_bytes = round_up(rows * (size_t)a->head_dim * sizeof(float), 64);
-        KVF_TRY(grow_scratch(c, &c->partial, &c->partial_cap, o_bytes + rows * sizeof(float), err));
-        t.o = (float *)(void *)c->partial;
-        t.lse = (float *)(void *)(c->partial + o_bytes);
-    }
-    KVF_TRY(grow_work(c, c->ops.attn_decode_scratch_bytes(a, a->n_tok), err));
-    run_parts(c, a->n_head_kv * t.n_split, a->n_tok * a->n_head * a->head_dim * n_block * KVF_BLOCK,
-              attn_part_decode, &t);
-    if (t.n_split > 1) merge_splits(&t);
-    return KVF_OK;
-}
-
-static kvf_status op_attn(kvf_backend *b, const kvf_attn_args *a, kvf_error *err)
-{
-    cpu_backend *c = self(b);
-    if (a->n_tok <= 0) return KVF_OK;
-    if (a->n_tok <= c->ops.attn_decode_max) {
-        c->ran_attn_decode = c->ops.attn_decode_name;
-        return attn_decode(c, a, err);
-    }
-    c->ran_attn = c->ops.attn_name;
-    attn_task t = { .c = c, .a = a, .tile = c->ops.attn_tile(a) };
-    int64_t even = (a->n_tok * a->n_head_kv + c->n_threads - 1) / c->n_threads;
-    if (even < t.tile) t.tile = even < 16 ? 16 : (even + 15) / 16 * 16; /* a part for every thread */
-    t.n_tile = (a->n_tok + t.tile - 1) / t.tile;
-    KVF_TRY(grow_work(c, c->ops.attn_scratch_bytes(a, t.tile < a->n_tok ? t.tile : a->n_tok), err));
-    kvf_threads_run(c->threads, t.n_tile * a->n_head_kv, attn_part_prefill, &t);
-    return KVF_OK;
-}
+/* ---- Merge ------------------------------------------------------------------------------ */
 
 static kvf_status op_lse_merge(kvf_backend *b, const kvf_lse_merge_args *a, kvf_error *err)
 {
@@ -560,11 +440,11 @@ static int64_t op_batch_hint(kvf_backend *b)
 static void op_kernels(kvf_backend *b, char *out, size_t cap)
 {
     cpu_backend *c = self(b);
-    const char *const what[] = { "mm", "mv", "attn", "attn_decode" };
-    const char *const ran[] = { c->ran_mm, c->ran_mv, c->ran_attn, c->ran_attn_decode };
+    const char *const what[] = { "mm", "mv", "attn", "attn_decode", "score" };
+    const char *const ran[] = { c->ran_mm, c->ran_mv, c->ran_attn, c->ran_attn_decode, c->ran_score };
     size_t at = 0;
     out[0] = 0;
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof ran / sizeof *ran; i++) {
         if (!ran[i]) continue;
         int n = snprintf(out + at, cap - at, "%s%s=%s", at ? " " : "", what[i], ran[i]);
         if (n < 0 || (size_t)n >= cap - at) return;
@@ -592,7 +472,8 @@ static const kvf_backend_ops cpu_table = {
     .alloc = op_alloc, .release = op_release, .upload = op_copy, .download = op_copy, .copy = op_copy, .sync = op_sync,
     .weight_init = op_weight_init,
     .embed = op_embed, .rmsnorm = op_rmsnorm, .matmul = op_matmul, .matmul_glu = op_matmul_glu, .rope_table = op_rope_table, .rope = op_rope,
-    .kv_put = op_kv_put, .attn = op_attn, .lse_merge = op_lse_merge, .add = op_add,
+    .kv_put = op_kv_put, .kv_turn = kvf_cpu_op_kv_turn, .attn = kvf_cpu_op_attn, .attn_mass = kvf_cpu_op_attn_mass,
+    .digest = kvf_cpu_op_digest, .reps = kvf_cpu_op_reps, .vote = kvf_cpu_op_vote, .lse_merge = op_lse_merge, .add = op_add,
     .batch_hint = op_batch_hint, .kernels = op_kernels, .describe = op_describe,
 };
 

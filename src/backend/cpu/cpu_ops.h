@@ -52,6 +52,42 @@ typedef struct kvf_attn_part {
     void *scratch;        /* attn_scratch_bytes() */
 } kvf_attn_part;
 
+/* ---- Memory ------------------------------------------------------------------------------
+ * Query rows lie along the lanes: row i * pad + g is query i, head g of the KV head's group; `pad` is the
+ * group rounded up to a power of two, and n_lane = queries * pad rounded up to KVF_ROW_LANES. Rows
+ * between group and pad, and those past the last query, are zero; what comes of them is not read. */
+#define KVF_ROW_LANES 16
+
+typedef struct kvf_rows {
+    int64_t n_q, n_lane;
+    int32_t group, pad, head_dim;
+    const float *q; /* [head_dim][n_lane], times the attention's scale */
+} kvf_rows;
+
+/* Scores of one block's digest for one KV head: s[u * n_lane + lane] for units unit0 <= u < unit1 of the
+ * block (`unit` tokens each), as base/digest.h defines them. */
+typedef struct kvf_score_part {
+    const kvf_rows *rows;
+    const kvf_digest *digest;
+    const void *row; /* this KV head's digest of the block */
+    int32_t unit, unit0, unit1;
+    float *s; /* of unit unit0 */
+    void *scratch;
+} kvf_score_part;
+
+/* Column sums of one block for one KV head's rows (kvf_attn_mass_args). */
+typedef struct kvf_mass_part {
+    const kvf_rows *rows;
+    const float *lse;       /* [n_lane]; rows that count nothing: +inf */
+    const kvf_f16 *k;       /* [KVF_BLOCK][head_dim] */
+    int32_t key0, key1;     /* places of the block that hold keys */
+    int64_t base;           /* place of the block's first key in the list */
+    int64_t q_first, window;
+    float softcap;
+    float *sum;             /* [KVF_BLOCK][pad, at least KVF_ROW_LANES]: added to at row % that width */
+    void *scratch;
+} kvf_mass_part;
+
 typedef struct kvf_cpu_ops {
     kvf_cpu_level level;
     unsigned flags;
@@ -79,6 +115,16 @@ typedef struct kvf_cpu_ops {
     void (*attn)(const kvf_attn_part *p);
     size_t (*attn_decode_scratch_bytes)(const kvf_attn_args *a, int64_t n_tok);
     void (*attn_decode)(const kvf_attn_part *p);
+
+    const char *score_name;
+    void (*score)(const kvf_score_part *p);
+    size_t (*score_scratch_bytes)(const kvf_rows *rows);
+    /* The same two for BITS, where a level has a kernel of its own for them; NULL: the two above. */
+    void (*score_bits)(const kvf_score_part *p);
+    size_t (*score_bits_scratch_bytes)(const kvf_rows *rows);
+    void (*mass)(const kvf_mass_part *p); /* scratch: [KVF_BLOCK][head_dim] floats */
+    /* Columns of KVF_ROW_LANES floats, stride apart: s = exp(s - max), and the sums of them. */
+    void (*exp_columns)(float *s, int64_t n, int64_t stride, const float *max, float *sum);
 } kvf_cpu_ops;
 
 /* Fill the table for a level; flags as detected (decides VNNI, BF16, VBMI variants). */
@@ -92,6 +138,11 @@ void kvf_cpu_attn_init_ref(kvf_cpu_ops *ops);
 void kvf_cpu_attn_init_avx2(kvf_cpu_ops *ops);
 void kvf_cpu_attn_init_avx512(kvf_cpu_ops *ops);
 void kvf_cpu_attn_init_amx(kvf_cpu_ops *ops);
+void kvf_cpu_memory_init_ref(kvf_cpu_ops *ops);
+void kvf_cpu_memory_init_avx2(kvf_cpu_ops *ops);
+void kvf_cpu_memory_init_avx512(kvf_cpu_ops *ops);
+void kvf_cpu_vote_init_avx512(kvf_cpu_ops *ops);
+void kvf_cpu_score_ref(const kvf_score_part *p);
 void kvf_cpu_mm_init(kvf_cpu_ops *ops); /* sets mm_pick and dequant by ops->level and flags */
 
 #endif

@@ -1,0 +1,122 @@
+/* cpu_attn.c - the attention op cut into parts: prefill by queries and KV heads, decode by runs of
+ * keys and KV heads, whose partial results are merged by lse in a fixed order.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "backend/cpu/cpu_backend_int.h"
+
+typedef kvf_cpu_backend cpu_backend;
+
+static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+typedef struct attn_task {
+    cpu_backend *c;
+    const kvf_attn_args *a;
+    int64_t tile, n_tile;                  /* prefill: queries per part */
+    int32_t head0, n_head_kv;              /* KV heads to compute */
+    int64_t key0, n_split, keys_per_split; /* decode */
+    float *o, *lse;                        /* decode: [n_head_kv][n_split][n_tok][group]([head_dim]) */
+} attn_task;
+
+static attn_task attn_task_for(cpu_backend *c, const kvf_attn_args *a)
+{
+    attn_task t = { .c = c, .a = a, .n_head_kv = a->n_head_kv };
+    if (a->head_kv1 > 0) {
+        t.head0 = a->head_kv0;
+        t.n_head_kv = a->head_kv1 - a->head_kv0;
+    }
+    return t;
+}
+
+static void attn_part_prefill(void *arg, int64_t part, int32_t worker)
+{
+    const attn_task *t = arg;
+    /* Late queries see more keys: start with them, so that the short parts fill the gaps at the end. */
+    int64_t tile = t->n_tile - 1 - part / t->n_head_kv, tok1 = (tile + 1) * t->tile;
+    kvf_attn_part p = { .a = t->a, .head_kv = (int32_t)(t->head0 + part % t->n_head_kv), .tok0 = tile * t->tile,
+                        .tok1 = tok1 < t->a->n_tok ? tok1 : t->a->n_tok, .key0 = 0, .key1 = t->a->n_key,
+                        .scratch = kvf_cpu_work_of(t->c, worker) };
+    t->c->ops.attn(&p);
+}
+
+static void attn_part_decode(void *arg, int64_t part, int32_t worker)
+{
+    const attn_task *t = arg;
+    const kvf_attn_args *a = t->a;
+    int64_t split = part % t->n_split, head = part / t->n_split, rows = a->n_tok * (a->n_head / a->n_head_kv);
+    int64_t key0 = t->key0 + split * t->keys_per_split, key1 = key0 + t->keys_per_split;
+    kvf_attn_part p = { .a = a, .head_kv = (int32_t)(t->head0 + head), .tok0 = 0, .tok1 = a->n_tok, .key0 = key0,
+                        .key1 = key1 < a->n_key ? key1 : a->n_key, .scratch = kvf_cpu_work_of(t->c, worker) };
+    if (t->n_split > 1) {
+        p.o = t->o + part * rows * a->head_dim;
+        p.lse = t->lse + part * rows;
+    }
+    t->c->ops.attn_decode(&p);
+}
+
+/* Join the splits of every (KV head, token, query head) row into a->o and a->lse. */
+static void merge_splits(const attn_task *t)
+{
+    const kvf_attn_args *a = t->a;
+    int64_t group = a->n_head / a->n_head_kv, rows = a->n_tok * group, d = a->head_dim;
+    for (int64_t h = 0; h < t->n_head_kv; h++) {
+        float *o = t->o + h * t->n_split * rows * d, *lse = t->lse + h * t->n_split * rows;
+        for (int64_t r = 0; r < rows; r++) {
+            for (int64_t s = 1; s < t->n_split; s++)
+                t->c->ops.lse_merge(o + r * d, lse + r, o + (s * rows + r) * d, lse + s * rows + r, a->head_dim);
+            int64_t row = (r / group) * a->n_head + (t->head0 + h) * group + r % group;
+            memcpy(a->o + row * d, o + r * d, (size_t)d * sizeof(float));
+            if (a->lse) a->lse[row] = lse[r];
+        }
+    }
+}
+
+static kvf_status attn_decode(cpu_backend *c, const kvf_attn_args *a, kvf_error *err)
+{
+    attn_task t = attn_task_for(c, a);
+    /* Keys before the first query's window are not even looked at. */
+    if (a->window > 0 && a->q_first - a->window + 1 > 0)
+        t.key0 = (a->q_first - a->window + 1) / KVF_BLOCK * KVF_BLOCK;
+    if (t.key0 > a->n_key) t.key0 = a->n_key / KVF_BLOCK * KVF_BLOCK;
+    int64_t n_block = (a->n_key - t.key0 + KVF_BLOCK - 1) / KVF_BLOCK;
+    /* At least two blocks a split (20 us), at most two splits a thread over all heads. */
+    int64_t most = n_block / 2, want = (2 * c->n_threads + t.n_head_kv - 1) / t.n_head_kv;
+    t.n_split = want < most ? want : most;
+    if (t.n_split < 1) t.n_split = 1;
+    int64_t blocks = n_block > 0 ? (n_block + t.n_split - 1) / t.n_split : 1;
+    t.keys_per_split = blocks * KVF_BLOCK;
+    if (n_block > 0) t.n_split = (n_block + blocks - 1) / blocks; /* no empty split at the end */
+    size_t rows = (size_t)(t.n_split * a->n_tok * a->n_head);
+    if (t.n_split > 1) {
+        size_t o_bytes = round_up(rows * (size_t)a->head_dim * sizeof(float), 64);
+        KVF_TRY(kvf_cpu_grow_scratch(c, &c->partial, &c->partial_cap, o_bytes + rows * sizeof(float), err));
+        t.o = (float *)(void *)c->partial;
+        t.lse = (float *)(void *)(c->partial + o_bytes);
+    }
+    KVF_TRY(kvf_cpu_grow_work(c, c->ops.attn_decode_scratch_bytes(a, a->n_tok), err));
+    kvf_cpu_run_parts(c, t.n_head_kv * t.n_split, a->n_tok * a->n_head * a->head_dim * n_block * KVF_BLOCK,
+                      attn_part_decode, &t);
+    if (t.n_split > 1) merge_splits(&t);
+    return KVF_OK;
+}
+
+kvf_status kvf_cpu_op_attn(kvf_backend *b, const kvf_attn_args *a, kvf_error *err)
+{
+    cpu_backend *c = kvf_cpu_self(b);
+    if (a->n_tok <= 0) return KVF_OK;
+    if (a->n_tok <= c->ops.attn_decode_max) {
+        c->ran_attn_decode = c->ops.attn_decode_name;
+        return attn_decode(c, a, err);
+    }
+    c->ran_attn = c->ops.attn_name;
+    attn_task t = attn_task_for(c, a);
+    t.tile = c->ops.attn_tile(a);
+    int64_t even = (a->n_tok * t.n_head_kv + c->n_threads - 1) / c->n_threads;
+    if (even < t.tile) t.tile = even < 16 ? 16 : (even + 15) / 16 * 16; /* a part for every thread */
+    t.n_tile = (a->n_tok + t.tile - 1) / t.tile;
+    int64_t most = t.tile < a->n_tok ? t.tile : a->n_tok;
+    KVF_TRY(kvf_cpu_grow_work(c, c->ops.attn_scratch_bytes(a, most), err));
+    kvf_threads_run(c->threads, t.n_tile * t.n_head_kv, attn_part_prefill, &t);
+    return KVF_OK;
+}
