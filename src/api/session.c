@@ -114,6 +114,13 @@ kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *
                           .prefill_ms = s->prefill_ms, .decode_ms = s->decode_ms, .kv_blocks = blocks,
                           .kv_bytes = (size_t)blocks * kvf_pool_slot_bytes(s->pool),
                           .work_bytes = kvf_forward_bytes(s->forward) };
+    kvf_kv_counters c;
+    kvf_kv_get_counters(s->kv, &c);
+    all.n_lookups = c.n_lookup;
+    all.lookup_ms = c.lookup_ms;
+    all.n_block_reads = c.n_far_read;
+    all.n_block_misses = c.n_far_miss;
+    all.index_bytes = c.digest_bytes;
     snprintf(all.backend, sizeof all.backend, "%s", b->ops->name);
     b->ops->describe(b, all.cpu, sizeof all.cpu);
     b->ops->kernels(b, all.kernels, sizeof all.kernels);
@@ -127,6 +134,40 @@ void kvf_session_stats_reset(kvf_session *s)
     if (!s) return;
     s->n_prompt = s->n_reused = s->n_computed = s->n_generated = 0;
     s->prefill_ms = s->decode_ms = 0;
+    kvf_kv_reset_counters(s->kv);
+}
+
+kvf_status kvf_session_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *in, kvf_error *err)
+{
+    KVF_TRY(check(s, st, "store", err));
+    KVF_TRY(check(s, in, "in", err));
+    kvf_ingest i = { .size = sizeof i };
+    KVF_TRY(kvf_check_size(in->size, sizeof i, "kvf_ingest", err));
+    memcpy(&i, in, in->size);
+    KVF_TRY(check(s, i.name, "name", err));
+    KVF_TRY(check(s, i.tokens, "tokens", err));
+    KVF_TRY(check_count(i.n, err));
+    if (i.note_bytes > 0) KVF_TRY(check(s, i.note, "note", err));
+    return kvf_timeline_ingest(s, st, &i, err);
+}
+
+kvf_status kvf_session_load(kvf_session *s, kvf_store *st, const char *name, kvf_error *err)
+{
+    KVF_TRY(check(s, st, "store", err));
+    KVF_TRY(check(s, name, "name", err));
+    return kvf_timeline_load(s, st, name, err);
+}
+
+kvf_status kvf_session_passages(kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap, int64_t *n,
+                                kvf_error *err)
+{
+    KVF_TRY(check(s, n, "n", err));
+    *n = 0;
+    if (cap > 0) KVF_TRY(check(s, out, "out", err));
+    if (first < 0 || end < first || end > s->n_token || cap < 0)
+        return kvf_fail(err, KVF_ERR_ARG, "tokens %lld to %lld of a timeline of %lld", (long long)first, (long long)end,
+                        (long long)s->n_token);
+    return kvf_timeline_passages(s, first, end, out, cap, n, err);
 }
 
 const char *kvf_policy_name(int64_t i, const char **help)

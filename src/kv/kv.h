@@ -5,7 +5,12 @@
  *     kvf_kv_put       new k and v of a layer go to its slots
  *     kvf_kv_attend    the policy says which blocks are read; the backend reads them
  * and kvf_kv_commit makes the chunk part of the sequence. A chunk that is not committed (cancel,
- * failure) leaves no trace. Keys are stored rotated, at the token's position in the text.
+ * failure) leaves no trace.
+ *
+ * Two kinds of sequence. A plain one stores keys rotated, at the token's position in the text. One
+ * with a memory (kvf_memory, policy/policy.h: InfLLM) stores them raw; the window has rotated copies
+ * beside them. Its blocks may live in a tier (tier.h): then the pool is a cache of them, and what a
+ * step needs is fetched. Whether a block was in the pool or in the tier changes no bit of a result.
  *
  * Sequences that fork share blocks by reference; the partly filled last block is copied when one
  * of them writes to it (copy on write), so a sequence never sees another's tokens.
@@ -16,7 +21,9 @@
 #ifndef KVF_KV_KV_H
 #define KVF_KV_KV_H
 
+#include "kv/index.h"
 #include "kv/pool.h"
+#include "kv/tier.h"
 #include "policy/policy.h"
 
 typedef struct kvf_kv kvf_kv;
@@ -25,38 +32,104 @@ typedef struct kvf_kv kvf_kv;
 kvf_status kvf_kv_open(kvf_kv **out, kvf_pool *pool, kvf_dims dims, kvf_error *err);
 void kvf_kv_close(kvf_kv *kv);
 
-/* A second sequence with the same committed tokens, sharing blocks. Errors: NOMEM. */
+typedef struct kvf_kv_rope {
+    const double *inv_freq; /* [n_rot / 2], borrowed, outlives the sequence */
+    int32_t n_rot;
+    kvf_rope_kind kind;
+    float mscale;
+} kvf_kv_rope;
+
+typedef struct kvf_kv_memory_params {
+    kvf_memory memory;
+    kvf_kv_rope rope[2];         /* of global layers, of sliding-window layers */
+    const int32_t *layer_window; /* [n_layer] the model's own window, 0: global; copied; NULL: all global */
+    kvf_index_open_fn index_open; /* for memory.index; may be NULL if that is "" */
+} kvf_kv_memory_params;
+
+/* A sequence with a memory. Errors: ARG (the shape: head_dim against the digests), NOMEM. */
+kvf_status kvf_kv_open_memory(kvf_kv **out, kvf_pool *pool, kvf_dims dims, const kvf_kv_memory_params *p,
+                              kvf_error *err);
+
+/* NULL for a plain sequence. */
+const kvf_memory *kvf_kv_memory(const kvf_kv *kv);
+
+/* A second sequence with the same committed tokens, sharing blocks (and the tier). Errors: NOMEM. */
 kvf_status kvf_kv_fork(kvf_kv **out, const kvf_kv *kv, kvf_error *err);
 
 int64_t kvf_kv_len(const kvf_kv *kv); /* committed tokens */
 
+/* LIMIT if n tokens in all could not be held. Nothing is changed. */
+kvf_status kvf_kv_can_hold(const kvf_kv *kv, int64_t n, kvf_error *err);
+
 /* Slots for n_tok tokens after the committed ones, in all layers. On failure nothing changed.
- * Errors: LIMIT, NOMEM. */
+ * Errors: LIMIT, NOMEM; with a tier also IO, FORMAT. */
 kvf_status kvf_kv_reserve(kvf_kv *kv, int64_t n_tok, kvf_error *err);
 
-/* k, v: [n_tok][n_head_kv][head_dim] f32, k rotated; after reserve. */
+/* k, v: [n_tok][n_head_kv][head_dim] f32, k rotated, or raw in a sequence with a memory; after reserve. */
 kvf_status kvf_kv_put(kvf_kv *kv, int32_t layer, const float *k, const float *v, int64_t n_tok, kvf_error *err);
 
 /* Attention of the last n_q of the chunk's n_tok tokens over what the policy selects. policy may
- * be NULL (all blocks). window > 0: the model's own sliding window of this layer. */
+ * be NULL (all blocks; with a memory: no far units). window > 0: the model's own sliding window of this
+ * layer. */
 typedef struct kvf_kv_attend_args {
     int32_t layer;
     kvf_policy *policy;
-    const float *q; /* [n_q][n_head][head_dim], rotated */
-    float *o;       /* [n_q][n_head][head_dim] */
+    const float *q;     /* [n_q][n_head][head_dim], rotated */
+    const float *q_far; /* the same, rotated at memory.window - 1; only with a memory */
+    float *o;           /* [n_q][n_head][head_dim] */
     int64_t n_tok, n_q;
     float scale, softcap;
     int64_t window;
+    bool reading;       /* a document is being read; no query of the chunk is a question's */
 } kvf_kv_attend_args;
 kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
 
-void kvf_kv_commit(kvf_kv *kv, int64_t n_tok);
+/* Errors (with a memory): NOMEM, IO; the chunk is then not part of the sequence. */
+kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err);
 
 /* Forget all but the first n tokens, 0 <= n <= len; slots past them are given back. Also drops
  * what was reserved and not committed. */
 void kvf_kv_truncate(kvf_kv *kv, int64_t n);
 
-/* Blocks read and blocks there were, summed over calls of attend: the policy's real saving. */
-void kvf_kv_counters(const kvf_kv *kv, int64_t *n_block_read, int64_t *n_block_seen);
+/* ---- Tier ------------------------------------------------------------------------------- */
+
+/* Make the sequence the first n tokens of the tier (n <= tier->n_token), forgetting what it had. The
+ * tier is borrowed until kvf_kv_set_tier or close. Nothing is read yet. Errors: NOMEM. */
+kvf_status kvf_kv_load(kvf_kv *kv, kvf_tier *tier, int64_t n, kvf_error *err);
+
+/* The tier holds more by now, or is another one with the same contents; NULL: none any more (fails with
+ * STATE if blocks are only there). */
+kvf_status kvf_kv_set_tier(kvf_kv *kv, kvf_tier *tier, kvf_error *err);
+
+/* Bytes of a block's digests as a tier keeps them. 0: none. */
+size_t kvf_kv_digest_bytes(const kvf_kv *kv);
+
+/* A whole group (tier.h) or the sequence's end, for a tier: slots [n_layer][blocks] and digests
+ * [n_layer][blocks][digest_bytes], copied into `digests` (blocks = ceil(n_tok / KVF_BLOCK), n_tok as
+ * many as there are). The slots stay as they are until the tier holds them. */
+kvf_status kvf_kv_export(kvf_kv *kv, int64_t group, const void **slots, void *digests, kvf_error *err);
+
+/* What a tier cannot rebuild (representatives and their scores): *n bytes, 0 for most policies. */
+size_t kvf_kv_tail_bytes(const kvf_kv *kv);
+void kvf_kv_tail_save(const kvf_kv *kv, void *out);
+kvf_status kvf_kv_tail_load(kvf_kv *kv, const void *data, size_t n, kvf_error *err); /* FORMAT */
+
+/* ---- What happened ----------------------------------------------------------------------- */
+
+typedef struct kvf_kv_counters {
+    int64_t n_block_read, n_block_seen; /* over calls of attend: the policy's real saving */
+    int64_t n_lookup;
+    double lookup_ms;
+    int64_t n_far_read, n_far_miss;     /* far blocks read; fetched from the tier for it */
+    size_t digest_bytes;                /* in memory */
+} kvf_kv_counters;
+void kvf_kv_get_counters(const kvf_kv *kv, kvf_kv_counters *out);
+void kvf_kv_reset_counters(kvf_kv *kv);
+
+/* Note where the last query of each chunk looks from now on (on), or stop; forgets what was noted. */
+void kvf_kv_track(kvf_kv *kv, bool on);
+/* Attention noted per run of KVF_TRACK_TOKENS tokens from token 0; *n runs. NULL if none. */
+#define KVF_TRACK_TOKENS 16
+const float *kvf_kv_tracked(const kvf_kv *kv, int64_t *n);
 
 #endif

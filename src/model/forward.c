@@ -14,6 +14,7 @@ struct kvf_forward {
     const kvf_model *m;
     kvf_backend *be;
     int64_t n_batch;
+    int64_t far;      /* distance of far keys; 0: no memory */
     int64_t cap;      /* tokens the buffers hold */
     int64_t n_out;    /* of the last run */
     size_t bytes;
@@ -24,14 +25,15 @@ struct kvf_forward {
     float *q, *o;     /* [cap][n_head * head_dim] */
     float *k, *v;     /* [cap][n_head_kv * head_dim] */
     float *ff;        /* [cap][n_ff] gated */
-    float *rope[2];   /* [cap][n_rot] angles: global layers, sliding-window layers */
+    float *q_far;     /* [cap][n_head * head_dim] with a memory: queries for the far keys */
+    float *rope[3];   /* [cap][n_rot] angles: global layers, sliding-window layers, far keys */
     int32_t *pos;     /* host, [cap] */
 
     float *logits;    /* backend memory, [logits_cap][n_vocab] */
     int64_t logits_cap;
 };
 
-kvf_status kvf_forward_open(kvf_forward **out, const kvf_model *m, int64_t n_batch, kvf_error *err)
+kvf_status kvf_forward_open(kvf_forward **out, const kvf_model *m, int64_t n_batch, int64_t far, kvf_error *err)
 {
     *out = NULL;
     void *block;
@@ -40,6 +42,7 @@ kvf_status kvf_forward_open(kvf_forward **out, const kvf_model *m, int64_t n_bat
     f->m = m;
     f->be = m->backend;
     f->n_batch = n_batch;
+    f->far = far;
     *out = f;
     return KVF_OK;
 }
@@ -77,7 +80,8 @@ static kvf_status grow_buffers(kvf_forward *f, int64_t n, kvf_error *err)
         float **at;
         int64_t width;
     } parts[] = { { &f->x, hp->n_embd }, { &f->h, hp->n_embd }, { &f->q, q }, { &f->o, q }, { &f->k, kv }, { &f->v, kv },
-                  { &f->ff, hp->n_ff }, { &f->rope[0], hp->n_rot }, { &f->rope[1], hp->n_rot } };
+                  { &f->ff, hp->n_ff }, { &f->rope[0], hp->n_rot }, { &f->rope[1], hp->n_rot },
+                  { &f->rope[2], f->far > 0 ? hp->n_rot : 0 }, { &f->q_far, f->far > 0 ? q : 0 } };
     enum { N = sizeof parts / sizeof *parts };
     int64_t total = 0, offset[N];
     for (int i = 0; i < N; i++) {
@@ -113,11 +117,12 @@ static kvf_status project(kvf_forward *f, const float *x, const kvf_weight *w, c
     return f->be->ops->matmul(f->be, &a, err);
 }
 
-static kvf_status rotate(kvf_forward *f, float *x, int32_t n_head, int64_t first, int64_t n, bool sliding, kvf_error *err)
+/* angles: row of the first token. */
+static kvf_status rotate(kvf_forward *f, float *x, int32_t n_head, int64_t n, const float *angles, kvf_error *err)
 {
     const kvf_hparams *hp = &f->m->hp;
     kvf_rope_args a = { .x = x, .n_tok = n, .n_head = n_head, .head_dim = hp->head_dim, .n_rot = hp->n_rot,
-                        .cos_sin = f->rope[sliding] + first * hp->n_rot, .kind = hp->rope_kind };
+                        .cos_sin = angles, .kind = hp->rope_kind };
     return f->be->ops->rope(f->be, &a, err);
 }
 
@@ -144,24 +149,46 @@ static kvf_status project_residual(kvf_forward *f, const float *in, const kvf_we
     return f->be->ops->add(f->be, x, f->h, n * width, err);
 }
 
-/* Attention half of layer l over the chunk's n tokens; the residual of the last n_q is updated. */
-static kvf_status attention(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, int32_t l, int64_t n, int64_t n_q,
-                            kvf_error *err)
+/* What attention of a layer needs beside the activations. */
+typedef struct layer_call {
+    kvf_kv *kv;
+    kvf_policy *policy;
+    int32_t l;
+    int64_t n, n_q; /* tokens of the chunk; the last n_q of them go on */
+    bool reading;
+} layer_call;
+
+/* Queries of the last n_q tokens, rotated at their places and, for far keys, at the memory's distance. */
+static kvf_status rotate_queries(kvf_forward *f, const layer_call *c, bool sliding, kvf_error *err)
 {
     const kvf_hparams *hp = &f->m->hp;
-    const kvf_layer *y = &f->m->layers[l];
-    bool sliding = kvf_layer_is_sliding(hp, l);
+    if (f->far > 0 && !sliding) {
+        size_t bytes = (size_t)(c->n_q * hp->n_head * hp->head_dim) * sizeof(float);
+        KVF_TRY(f->be->ops->copy(f->be, f->q_far, f->q, bytes, err));
+        KVF_TRY(rotate(f, f->q_far, hp->n_head, c->n_q, f->rope[2], err));
+    }
+    return rotate(f, f->q, hp->n_head, c->n_q, f->rope[sliding] + (c->n - c->n_q) * hp->n_rot, err);
+}
+
+/* Attention half of a layer over the chunk's n tokens; the residual of the last n_q is updated. */
+static kvf_status attention(kvf_forward *f, const layer_call *c, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    const kvf_layer *y = &f->m->layers[c->l];
+    int64_t n = c->n, n_q = c->n_q;
+    bool sliding = kvf_layer_is_sliding(hp, c->l);
     KVF_TRY(norm(f, f->x, y->attn_norm, f->h, n, hp->n_embd, err));
     KVF_TRY(project_qkv(f, y, n, n_q, err));
     if (y->q_norm && n_q > 0) KVF_TRY(norm(f, f->q, y->q_norm, f->q, n_q * hp->n_head, hp->head_dim, err));
     if (y->k_norm) KVF_TRY(norm(f, f->k, y->k_norm, f->k, n * hp->n_head_kv, hp->head_dim, err));
-    KVF_TRY(rotate(f, f->k, hp->n_head_kv, 0, n, sliding, err));
-    KVF_TRY(kvf_kv_put(kv, l, f->k, f->v, n, err));
+    if (f->far == 0) KVF_TRY(rotate(f, f->k, hp->n_head_kv, n, f->rope[sliding], err));
+    KVF_TRY(kvf_kv_put(c->kv, c->l, f->k, f->v, n, err));
     if (n_q == 0) return KVF_OK;
-    KVF_TRY(rotate(f, f->q, hp->n_head, n - n_q, n_q, sliding, err));
-    kvf_kv_attend_args a = { .layer = l, .policy = policy, .q = f->q, .o = f->o, .n_tok = n, .n_q = n_q,
-                             .scale = hp->attn_scale, .softcap = hp->attn_softcap, .window = sliding ? hp->window : 0 };
-    KVF_TRY(kvf_kv_attend(kv, &a, err));
+    KVF_TRY(rotate_queries(f, c, sliding, err));
+    kvf_kv_attend_args a = { .layer = c->l, .policy = c->policy, .q = f->q, .q_far = f->q_far, .o = f->o, .n_tok = n,
+                             .n_q = n_q, .scale = hp->attn_scale, .softcap = hp->attn_softcap,
+                             .window = sliding ? hp->window : 0, .reading = c->reading };
+    KVF_TRY(kvf_kv_attend(c->kv, &a, err));
     return project_residual(f, f->o, &y->o, y->o_bias, y->post_attn_norm, f->x + (n - n_q) * hp->n_embd, n_q, err);
 }
 
@@ -187,6 +214,12 @@ static kvf_status begin(kvf_forward *f, const kvf_chunk *c, int64_t n_past, kvf_
                                   .mscale = i == 0 ? hp->rope_mscale : 1, .cos_sin = f->rope[i] };
         KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
     }
+    if (f->far > 0) { /* raw keys carry no YaRN factor, so the queries carry it twice */
+        for (int64_t i = 0; i < c->n_tok; i++) f->pos[i] = (int32_t)f->far;
+        kvf_rope_table_args r = { .pos = f->pos, .inv_freq = f->m->inv_freq[0], .n_tok = c->n_tok, .n_rot = hp->n_rot,
+                                  .mscale = hp->rope_mscale * hp->rope_mscale, .cos_sin = f->rope[2] };
+        KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
+    }
     kvf_embed_args e = { .table = &f->m->embed, .tokens = c->tokens, .n_tok = c->n_tok, .scale = hp->embed_scale, .out = f->x };
     return f->be->ops->embed(f->be, &e, err);
 }
@@ -199,7 +232,8 @@ static kvf_status run_layers(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, con
     int32_t last = f->m->hp.n_layer - 1;
     for (int32_t l = 0; l <= last; l++) {
         int64_t n_q = l < last ? n : c->n_out;
-        KVF_TRY(attention(f, kv, policy, l, n, n_q, err));
+        layer_call a = { kv, policy, l, n, n_q, c->reading };
+        KVF_TRY(attention(f, &a, err));
         if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
     }
     return KVF_OK;
@@ -216,11 +250,11 @@ kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const
     KVF_TRY(grow_buffers(f, n, err));
     f->n_out = 0;
     kvf_status rc = run_layers(f, kv, policy, c, err);
+    if (rc >= 0) rc = kvf_kv_commit(kv, n, err);
     if (rc < 0) {
         kvf_kv_truncate(kv, n_past); /* give back what was reserved */
         return rc;
     }
-    kvf_kv_commit(kv, n);
     /* The wanted rows to the front of x, where logits() finds them. */
     if (c->n_out > 0 && c->n_out < n) {
         int64_t width = f->m->hp.n_embd;

@@ -12,8 +12,9 @@
 
 typedef struct kvf_forward kvf_forward;
 
-/* n_batch: most tokens of a chunk. Activations are allocated for the largest chunk seen. */
-kvf_status kvf_forward_open(kvf_forward **out, const kvf_model *m, int64_t n_batch, kvf_error *err);
+/* n_batch: most tokens of a chunk. far: distance at which a memory reads far keys (its window - 1), 0
+ * without one. Activations are allocated for the largest chunk seen. */
+kvf_status kvf_forward_open(kvf_forward **out, const kvf_model *m, int64_t n_batch, int64_t far, kvf_error *err);
 void kvf_forward_close(kvf_forward *f);
 size_t kvf_forward_bytes(const kvf_forward *f);
 
@@ -21,6 +22,7 @@ typedef struct kvf_chunk {
     const kvf_token *tokens; /* [n_tok], each < n_vocab */
     int64_t n_tok;           /* 1..n_batch */
     int64_t n_out;           /* hidden states wanted, of the last n_out tokens; 0: only KV */
+    bool reading;            /* a document is being read into a store (kv.h) */
 } kvf_chunk;
 
 /* Compute the chunk after the kv's committed tokens and commit it. On failure kv is unchanged.

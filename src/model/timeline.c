@@ -12,7 +12,13 @@
  * the output layer, few enough for a vocabulary of 262144 (32 MiB). */
 enum { SCORE_ROWS = 32 };
 
-static double now_ms(void)
+/* A prompt's last tokens are a chunk of their own in a session with a memory, so that what they ask for
+ * is looked up by them and not by what stands before. */
+enum { ASKING = 64 };
+
+#define MEMORY_BYTES ((size_t)1 << 30) /* kv_bytes of a session with a memory, unless said otherwise */
+
+double kvf_timeline_ms(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -21,17 +27,61 @@ static double now_ms(void)
 
 static int64_t layer_blocks(int64_t n_tok) { return (n_tok + KVF_BLOCK - 1) / KVF_BLOCK; }
 
+/* Pool and sequence for a policy with a memory. */
+static kvf_status open_memory(kvf_session *s, const kvf_memory *m, kvf_error *err)
+{
+    const kvf_hparams *hp = &s->m->hp;
+    void *windows;
+    KVF_TRY(kvf_mem_get(s->mem, &windows, (size_t)hp->n_layer, sizeof(int32_t), err));
+    for (int32_t l = 0; l < hp->n_layer; l++) ((int32_t *)windows)[l] = kvf_layer_is_sliding(hp, l) ? hp->window : 0;
+    kvf_kv_memory_params p = { .memory = *m, .layer_window = windows };
+    for (int i = 0; i < 2; i++) {
+        const double *freq = s->m->inv_freq[i] ? s->m->inv_freq[i] : s->m->inv_freq[0];
+        p.rope[i] = (kvf_kv_rope){ freq, hp->n_rot, hp->rope_kind, i == 0 ? hp->rope_mscale : 1 };
+    }
+    kvf_status rc = kvf_kv_open_memory(&s->kv, s->pool, kvf_model_dims(s->m), &p, err);
+    kvf_free(s->mem, windows);
+    return rc;
+}
+
+static kvf_status open_pool(kvf_session *s, const kvf_session_params *p, const kvf_memory *m, kvf_error *err)
+{
+    const kvf_hparams *hp = &s->m->hp;
+    kvf_pool_params pp = { .backend = s->m->backend, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim,
+                           .max_slots = m ? INT32_MAX : layer_blocks(s->n_ctx) * hp->n_layer,
+                           .budget_bytes = m && p->kv_bytes == 0 ? MEMORY_BYTES : p->kv_bytes };
+    return kvf_pool_open(&s->pool, &pp, err);
+}
+
+/* How far a chunk, the context and the policy agree. */
+static kvf_status set_limits(kvf_session *s, const kvf_session_params *p, const kvf_memory *m, kvf_error *err)
+{
+    s->n_ctx = p->n_ctx > 0 ? p->n_ctx : m ? INT32_MAX : s->m->hp.n_ctx_train;
+    s->n_batch = p->n_batch > 0 ? p->n_batch : m ? m->n_chunk : s->m->backend->ops->batch_hint(s->m->backend);
+    if (m && s->n_batch > m->window)
+        return kvf_fail(err, KVF_ERR_ARG, "n_batch is %lld, more than the policy's window of %lld tokens; use its chunk",
+                        (long long)s->n_batch, (long long)m->window);
+    if (!m && s->n_ctx > s->m->hp.n_ctx_train)
+        kvf_log_write(s->m->backend->log, KVF_LOG_WARN, "context of %lld tokens; the model was trained for %lld",
+                      (long long)s->n_ctx, (long long)s->m->hp.n_ctx_train);
+    return KVF_OK;
+}
+
 static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
     kvf_dims dims = kvf_model_dims(s->m);
     void *block;
     KVF_TRY(kvf_policy_open(&s->policy, p->policy ? p->policy : "full", dims, s->mem, err));
-    kvf_pool_params pp = { .backend = s->m->backend, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim,
-                           .max_slots = layer_blocks(s->n_ctx) * hp->n_layer, .budget_bytes = p->kv_bytes };
-    KVF_TRY(kvf_pool_open(&s->pool, &pp, err));
-    KVF_TRY(kvf_kv_open(&s->kv, s->pool, dims, err));
-    KVF_TRY(kvf_forward_open(&s->forward, s->m, s->n_batch, err));
+    kvf_memory memory = { 0 }, *m = NULL;
+    if (s->policy->ops->memory) {
+        s->policy->ops->memory(s->policy, &memory);
+        m = &memory;
+    }
+    KVF_TRY(set_limits(s, p, m, err));
+    KVF_TRY(open_pool(s, p, m, err));
+    KVF_TRY(m ? open_memory(s, m, err) : kvf_kv_open(&s->kv, s->pool, dims, err));
+    KVF_TRY(kvf_forward_open(&s->forward, s->m, s->n_batch, m ? m->window - 1 : 0, err));
     KVF_TRY(kvf_sampler_open(&s->sampler, &p->sampling, hp->n_vocab, s->mem, err));
     KVF_TRY(kvf_mem_get(s->mem, &block, (size_t)hp->n_vocab, sizeof(float), err));
     s->logits = block;
@@ -46,19 +96,15 @@ kvf_status kvf_timeline_open(kvf_session **out, kvf_model *m, const kvf_session_
     kvf_session *s = block;
     s->m = m;
     s->mem = m->mem;
-    s->n_ctx = p->n_ctx > 0 ? p->n_ctx : m->hp.n_ctx_train;
-    s->n_batch = p->n_batch > 0 ? p->n_batch : m->backend->ops->batch_hint(m->backend);
     s->progress = p->progress;
     s->user = p->user;
+    s->passages = p->passages != 0;
     atomic_init(&s->cancel, 0);
     kvf_status rc = open_parts(s, p, err);
     if (rc < 0) {
         kvf_timeline_close(s);
         return rc;
     }
-    if (s->n_ctx > m->hp.n_ctx_train)
-        kvf_log_write(m->backend->log, KVF_LOG_WARN, "context of %lld tokens; the model was trained for %lld",
-                      (long long)s->n_ctx, (long long)m->hp.n_ctx_train);
     *out = s;
     return KVF_OK;
 }
@@ -69,6 +115,7 @@ void kvf_timeline_close(kvf_session *s)
     kvf_sampler_close(s->sampler);
     kvf_forward_close(s->forward);
     kvf_kv_close(s->kv);
+    kvf_store_tier_close(s->tier);
     kvf_pool_close(s->pool);
     kvf_policy_close(s->policy);
     kvf_free(s->mem, s->tokens);
@@ -83,11 +130,10 @@ static kvf_status check_room(const kvf_session *s, int64_t n, kvf_error *err)
     if (n > s->n_ctx)
         return kvf_fail(err, KVF_ERR_LIMIT, "%lld tokens do not fit the context of %lld; shorten the text or raise n_ctx",
                         (long long)n, (long long)s->n_ctx);
-    int64_t have = layer_blocks(kvf_kv_len(s->kv)), want = layer_blocks(n);
-    return want > have ? kvf_pool_can_take(s->pool, (want - have) * s->m->hp.n_layer, err) : KVF_OK;
+    return kvf_kv_can_hold(s->kv, n, err);
 }
 
-static kvf_status check_tokens(const kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
+kvf_status kvf_timeline_check_tokens(const kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
     for (int64_t i = 0; i < n; i++)
         if (tokens[i] < 0 || tokens[i] >= s->m->hp.n_vocab)
@@ -96,27 +142,42 @@ static kvf_status check_tokens(const kvf_session *s, const kvf_token *tokens, in
     return KVF_OK;
 }
 
+void kvf_timeline_cut(kvf_session *s, int64_t n)
+{
+    kvf_kv_truncate(s->kv, n);
+    if (s->policy->ops->forget) s->policy->ops->forget(s->policy, n);
+}
+
 /* Compute one chunk, alone on the backend. */
-static kvf_status run_chunk(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
+kvf_status kvf_timeline_run(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
 {
     kvf_turn_take(&s->m->backend->run);
     kvf_status rc = kvf_forward_run(s->forward, s->kv, s->policy, c, err);
     if (rc >= 0 && logits) rc = kvf_forward_logits(s->forward, 0, 1, logits, err);
     kvf_turn_give(&s->m->backend->run);
+    if (rc < 0 && s->policy->ops->forget) s->policy->ops->forget(s->policy, kvf_kv_len(s->kv));
     return rc;
 }
 
-static kvf_status check_cancel(kvf_session *s, kvf_error *err)
+kvf_status kvf_timeline_check_cancel(kvf_session *s, kvf_error *err)
 {
     if (!atomic_exchange(&s->cancel, 0)) return KVF_OK;
     return kvf_fail(err, KVF_ERR_CANCELLED, "cancelled after %lld tokens", (long long)kvf_kv_len(s->kv));
 }
 
-static kvf_status report(kvf_session *s, int64_t done, int64_t total, kvf_error *err)
+kvf_status kvf_timeline_report(kvf_session *s, int64_t done, int64_t total, kvf_error *err)
 {
     if (s->progress && s->progress(s->user, done, total))
         return kvf_fail(err, KVF_ERR_CANCELLED, "cancelled after %lld tokens", (long long)kvf_kv_len(s->kv));
     return KVF_OK;
+}
+
+/* Tokens of the next chunk when `left` are to be computed. */
+static int64_t next_chunk(const kvf_session *s, int64_t left)
+{
+    if (left > s->n_batch) return s->n_batch;
+    if (kvf_kv_memory(s->kv) && left > ASKING) return left - ASKING;
+    return left;
 }
 
 /* Run every token of the timeline that the KV does not hold; then s->logits are those after the
@@ -125,12 +186,13 @@ static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
 {
     int64_t first = kvf_kv_len(s->kv), total = s->n_token - first;
     while (kvf_kv_len(s->kv) < s->n_token) {
-        KVF_TRY(check_cancel(s, err));
-        int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = left < s->n_batch ? left : s->n_batch;
-        kvf_chunk c = { s->tokens + at, n, n == left };
-        KVF_TRY(run_chunk(s, &c, n == left ? s->logits : NULL, err));
+        KVF_TRY(kvf_timeline_check_cancel(s, err));
+        int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = next_chunk(s, left);
+        kvf_chunk c = { s->tokens + at, n, n == left, false };
+        if (s->passages && tell) kvf_kv_track(s->kv, n == left); /* from a prompt's last token on */
+        KVF_TRY(kvf_timeline_run(s, &c, n == left ? s->logits : NULL, err));
         s->has_logits = n == left;
-        if (tell) KVF_TRY(report(s, at + n - first, total, err));
+        if (tell) KVF_TRY(kvf_timeline_report(s, at + n - first, total, err));
     }
     return KVF_OK;
 }
@@ -150,20 +212,20 @@ kvf_status kvf_timeline_logits(kvf_session *s, kvf_error *err)
     if (s->n_token == 0)
         return kvf_fail(err, KVF_ERR_STATE, "the timeline is empty; hand tokens to kvf_session_sync first");
     if (s->has_logits) return KVF_OK;
-    if (kvf_kv_len(s->kv) == s->n_token) kvf_kv_truncate(s->kv, s->n_token - 1); /* its logits were not kept */
-    double start = now_ms();
+    if (kvf_kv_len(s->kv) == s->n_token) kvf_timeline_cut(s, s->n_token - 1); /* its logits were not kept */
+    double start = kvf_timeline_ms();
     kvf_status rc = compute(s, false, err);
-    s->decode_ms += now_ms() - start;
+    s->decode_ms += kvf_timeline_ms() - start;
     return rc;
 }
 
 /* n_keep: tokens that stay on the timeline should it fail. */
 static kvf_status prefill(kvf_session *s, int64_t n_keep, kvf_error *err)
 {
-    double start = now_ms();
+    double start = kvf_timeline_ms();
     int64_t before = kvf_kv_len(s->kv);
     kvf_status rc = compute(s, true, err);
-    s->prefill_ms += now_ms() - start;
+    s->prefill_ms += kvf_timeline_ms() - start;
     s->n_computed += kvf_kv_len(s->kv) - before;
     if (rc < 0) settle(s, n_keep);
     return rc;
@@ -184,7 +246,7 @@ static kvf_status reserve_tokens(kvf_session *s, const kvf_token **tokens, int64
 
 kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
-    KVF_TRY(check_tokens(s, tokens, n, err));
+    KVF_TRY(kvf_timeline_check_tokens(s, tokens, n, err));
     KVF_TRY(check_room(s, n, err));
     KVF_TRY(reserve_tokens(s, &tokens, n, err));
     int64_t same = 0, both = n < s->n_token ? n : s->n_token;
@@ -196,7 +258,7 @@ kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n,
     }
     int64_t keep = same < kvf_kv_len(s->kv) ? same : kvf_kv_len(s->kv);
     if (keep == n) keep = n - 1; /* the logits after the last token are wanted */
-    kvf_kv_truncate(s->kv, keep);
+    if (keep < kvf_kv_len(s->kv)) kvf_timeline_cut(s, keep);
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_token = n;
     s->has_logits = false;
@@ -207,7 +269,7 @@ kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n,
 /* Put tokens at the end of the list without computing them. */
 static kvf_status extend(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
-    KVF_TRY(check_tokens(s, tokens, n, err));
+    KVF_TRY(kvf_timeline_check_tokens(s, tokens, n, err));
     KVF_TRY(check_room(s, s->n_token + n, err));
     KVF_TRY(reserve_tokens(s, &tokens, s->n_token + n, err));
     memmove(s->tokens + s->n_token, tokens, (size_t)n * sizeof *tokens);
@@ -227,11 +289,11 @@ kvf_status kvf_timeline_append(kvf_session *s, const kvf_token *tokens, int64_t 
 kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err)
 {
     *out = KVF_TOKEN_NONE;
-    KVF_TRY(check_cancel(s, err));
+    KVF_TRY(kvf_timeline_check_cancel(s, err));
     KVF_TRY(kvf_timeline_logits(s, err));
-    double start = now_ms();
+    double start = kvf_timeline_ms();
     kvf_token token = kvf_sampler_pick(s->sampler, s->logits, s->tokens, s->n_token);
-    s->decode_ms += now_ms() - start;
+    s->decode_ms += kvf_timeline_ms() - start;
     if (!isfinite(s->logits[token]))
         return kvf_fail(err, KVF_ERR_FORMAT, "the model computes no finite score for any token; its file is damaged");
     if (kvf_tokenizer_is_end(s->m->tokenizer, token)) {
@@ -300,12 +362,12 @@ static kvf_status score_all(kvf_session *s, int64_t first, kvf_score *scores, kv
 {
     int64_t total = s->n_token - first;
     while (kvf_kv_len(s->kv) < s->n_token) {
-        KVF_TRY(check_cancel(s, err));
+        KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = left < s->n_batch ? left : s->n_batch;
-        kvf_chunk c = { s->tokens + at, n, n };
-        KVF_TRY(run_chunk(s, &c, NULL, err));
+        kvf_chunk c = { s->tokens + at, n, n, false };
+        KVF_TRY(kvf_timeline_run(s, &c, NULL, err));
         KVF_TRY(score_chunk(s, at + 1, n, scores + (at + 1 - first), err));
-        KVF_TRY(report(s, at + n - first, total, err));
+        KVF_TRY(kvf_timeline_report(s, at + n - first, total, err));
     }
     return KVF_OK;
 }
@@ -315,7 +377,7 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
     void *block = s->score_rows;
     if (!block) KVF_TRY(kvf_mem_get(s->mem, &block, SCORE_ROWS * (size_t)s->m->hp.n_vocab, sizeof(float), err));
     s->score_rows = block;
-    KVF_TRY(check_tokens(s, tokens, n, err));
+    KVF_TRY(kvf_timeline_check_tokens(s, tokens, n, err));
     KVF_TRY(check_room(s, s->n_token + n, err));
     memset(&scores[0], 0, sizeof scores[0]);
     if (s->n_token > 0) {
@@ -325,9 +387,9 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
     int64_t first = s->n_token;
     KVF_TRY(extend(s, tokens, n, err));
     s->n_prompt += n;
-    double start = now_ms();
+    double start = kvf_timeline_ms();
     kvf_status rc = score_all(s, first, scores, err);
-    s->prefill_ms += now_ms() - start;
+    s->prefill_ms += kvf_timeline_ms() - start;
     s->n_computed += kvf_kv_len(s->kv) - first;
     if (rc < 0) settle(s, first);
     return rc;

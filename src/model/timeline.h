@@ -10,6 +10,7 @@
 
 #include <stdatomic.h>
 
+#include "memory/store.h"
 #include "model/forward.h"
 #include "model/sampler.h"
 
@@ -22,6 +23,8 @@ struct kvf_session {
     kvf_forward *forward;
     kvf_sampler *sampler;
     int64_t n_ctx, n_batch;
+    kvf_tier *tier;    /* of the stored document the timeline began with; NULL: none */
+    bool passages;     /* note where answers look */
     int (*progress)(void *user, int64_t done, int64_t total);
     void *user;
     atomic_int cancel;
@@ -46,6 +49,22 @@ kvf_status kvf_timeline_append(kvf_session *s, const kvf_token *tokens, int64_t 
 kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err);
 kvf_status kvf_timeline_logits(kvf_session *s, kvf_error *err); /* then s->logits is valid */
 kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_score *scores, kvf_error *err);
+
+/* The session's kind of contents, for kvf_store_bind. STATE if its policy has no memory. */
+kvf_status kvf_timeline_shape(const kvf_session *s, kvf_store_shape *out, kvf_error *err);
+kvf_status kvf_timeline_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *in, kvf_error *err);
+kvf_status kvf_timeline_load(kvf_session *s, kvf_store *st, const char *name, kvf_error *err);
+kvf_status kvf_timeline_passages(const kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap,
+                                 int64_t *n, kvf_error *err);
+
+/* For ingest.c: what timeline.c shares. */
+kvf_status kvf_timeline_check_tokens(const kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
+kvf_status kvf_timeline_run(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err);
+kvf_status kvf_timeline_check_cancel(kvf_session *s, kvf_error *err);
+kvf_status kvf_timeline_report(kvf_session *s, int64_t done, int64_t total, kvf_error *err);
+void kvf_timeline_cut(kvf_session *s, int64_t n);   /* KV and policy forget all but n tokens */
+void kvf_timeline_empty(kvf_session *s);            /* no tokens, no tier */
+double kvf_timeline_ms(void);
 
 /* Log-probability of `token` and the five best, from one row of logits. */
 void kvf_score_row(const float *logits, int32_t n_vocab, kvf_token token, kvf_score *out);

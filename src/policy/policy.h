@@ -6,7 +6,7 @@
  * docs/adding-a-policy.md walks through it. A NULL hook passes through.
  *
  * One session calls its policy from one thread, in this order ('?': only if the hook is set):
- *     init?  { select? } per layer, per chunk   fini?
+ *     init?  { select? | retrieve? } per layer, per chunk   forget?   fini?
  *
  * Positions are places in the text. Blocks are KVF_BLOCK consecutive tokens of one layer.
  *
@@ -16,11 +16,12 @@
 
 #include <stdbool.h>
 
+#include "base/digest.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "base/option.h"
 
-#define KVF_POLICY_ABI 1u /* raised when an existing member changes */
+#define KVF_POLICY_ABI 2u /* raised when an existing member changes */
 
 typedef struct kvf_dims {
     int32_t n_layer, n_head, n_head_kv, head_dim;
@@ -33,6 +34,39 @@ typedef struct kvf_select {
     int64_t n_tok;   /* tokens of the chunk, the newest n_tok of n_past + n_tok */
     int64_t n_block; /* blocks of past and chunk; the last may be partly filled */
 } kvf_select;
+
+/* What a policy with a memory asks of the KV manager (InfLLM, Xiao et al. 2024, arXiv:2402.04617).
+ * Constant after init. The past of a chunk is then, per layer:
+ *     init    tokens 0..init
+ *     units   `unit` tokens each, from init on, as far as they are older than the window
+ *     rest    what is older than the window and no unit yet
+ *     window  the last `window` tokens of each query (distances 0..window - 1)
+ * The window is read at true distances. All else is read at distance window - 1: init, rest, and of the
+ * units those that retrieve() names. */
+typedef struct kvf_memory {
+    int64_t init, window;  /* tokens; init a multiple of unit, may be 0 */
+    int32_t unit;          /* 16, 32, 64 or 128 */
+    int32_t n_chunk;       /* tokens of a prefill chunk, 16..2048, <= window, divides 2048 */
+    int32_t n_set;         /* block sets per layer: 1, or the number of KV heads */
+    kvf_digest coarse, fine; /* of blocks' raw keys, for votes; kind NONE: not kept */
+    int32_t n_repr;        /* REPS: representative tokens of a unit; its scores are kept up then */
+    char index[48];        /* "": coarse votes by scan; else kind of an external index (kv/index.h) */
+    double recall;         /* least share of the exact best units such an index must find, 0..1 */
+} kvf_memory;
+
+/* Asked of a policy with a memory before a layer's attention over a chunk, after the window's. */
+typedef struct kvf_retrieve {
+    int32_t layer, n_set;
+    int64_t n_past, n_tok;   /* tokens before the chunk, of the chunk */
+    bool reading;            /* the chunk is part of a document being read into a store: no question in it */
+    int64_t unit0, n_unit;   /* units unit0..unit0 + n_unit may be chosen; n_unit >= 1 */
+    void *lookup;            /* first argument of the two below; valid during the call */
+    /* Votes for all units, [rule->per_kv_head ? n_head_kv : 1][n_unit], by the coarse or fine digests. */
+    kvf_status (*vote)(void *lookup, bool fine, const kvf_vote_rule *rule, float *vote, kvf_error *err);
+    /* The k best units (numbers from 0 for unit0) for the chunk's mean query, summed over heads, from the
+     * external index. *n <= k. */
+    kvf_status (*nearest)(void *lookup, int64_t k, int64_t *units, int64_t *n, kvf_error *err);
+} kvf_retrieve;
 
 typedef struct kvf_policy {
     const struct kvf_policy_ops *ops;
@@ -56,6 +90,21 @@ typedef struct kvf_policy_ops {
      * caller's, unset on entry. Blocks that hold tokens of the chunk are read in any case.
      * (optional: every block) */
     kvf_status (*select)(kvf_policy *p, const kvf_select *s, uint8_t *use, kvf_error *err);
+
+    /* Fill *m: keys are stored raw and far blocks are retrieved. (optional: no memory) */
+    void (*memory)(const kvf_policy *p, kvf_memory *m);
+
+    /* Set use[set][u] (set < n_set, u < n_unit) to 1 for the units attention reads, to 0 for the others.
+     * use is unset on entry. (with memory: required) */
+    kvf_status (*retrieve)(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, kvf_error *err);
+
+    /* Whatever was remembered from earlier calls about tokens n and later, and all votes, is void: the
+     * sequence was cut, loaded or a document ended. (optional) */
+    void (*forget)(kvf_policy *p, int64_t n);
+
+    /* Name of what is computed: two specs with the same identity give the same keys and values while a
+     * document is read. (with memory: required) */
+    void (*identity)(const kvf_policy *p, char *out, size_t cap);
 } kvf_policy_ops;
 
 /* Open the policy `spec` names, "name" or "name:key=value,...". On failure *out is NULL: NOT_FOUND

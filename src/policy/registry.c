@@ -6,9 +6,9 @@
 
 #include "policy/policy.h"
 
-extern const kvf_policy_ops kvf_policy_full, kvf_policy_window;
+extern const kvf_policy_ops kvf_policy_full, kvf_policy_window, kvf_policy_infllm;
 
-static const kvf_policy_ops *const registry[] = { &kvf_policy_full, &kvf_policy_window };
+static const kvf_policy_ops *const registry[] = { &kvf_policy_full, &kvf_policy_window, &kvf_policy_infllm };
 
 enum { N_POLICY = sizeof registry / sizeof *registry };
 
@@ -63,7 +63,6 @@ void kvf_policy_close(kvf_policy *p)
 
 void kvf_policy_print(const kvf_policy *p, char *out, size_t cap)
 {
-    char text[160] = "";
-    kvf_options_print(p->ops->options, p->state, text, sizeof text);
-    snprintf(out, cap, "%s%s%s", p->ops->name, text[0] ? ":" : "", text);
+    int w = snprintf(out, cap, "%s%s", p->ops->name, p->ops->options && p->ops->options->name ? ":" : "");
+    if (w > 0 && (size_t)w < cap) kvf_options_print(p->ops->options, p->state, out + w, cap - (size_t)w);
 }

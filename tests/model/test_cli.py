@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import pty
+import random
 import re
 import select
 import shutil
@@ -82,7 +83,7 @@ class Common(Cli):
     def test_help_is_there_for_all(self):
         self.assertIn(b"Commands:", self.ok("--help").stdout)
         self.assertRegex(self.ok("--version").stdout, rb"^kvfold \d+\.\d+\.\d+\n$")
-        for name in ("ask", "chat", "tokenize", "perplexity", "inspect", "bench"):
+        for name in ("ask", "ingest", "chat", "tokenize", "perplexity", "inspect", "rm", "compact", "bench"):
             page = self.ok(name, "--help").stdout
             self.assertIn(b"Examples:", page)
             self.assertIn(b"--json", page)
@@ -131,7 +132,7 @@ class Ask(Cli):
     def test_json_has_what_scripts_need(self):
         r = json.loads(self.ask("-d", self.doc, "--json", "Who sat?").stdout)
         self.assertIsInstance(r["answer"], str)
-        self.assertEqual(r["citations"], [])
+        self.assertGreater(len(r["citations"]), 0)
         s = r["stats"]
         for key in ("n_prompt_tokens", "n_computed_tokens", "ttft_ms", "prefill_tps", "decode_tps",
                     "peak_rss_bytes"):
@@ -219,11 +220,12 @@ class Ask(Cli):
         self.assertIn(b"1252", r.stderr)
 
     def test_a_text_longer_than_the_context_is_refused_with_its_length(self):
-        text = self.bad("ask", "-m", model(), "-c", "64", "-d", self.doc, "Who?", says="--ctx")
+        full = ["ask", "-m", model(), "--policy", "full"]
+        text = self.bad(*full, "-c", "64", "-d", self.doc, "Who?", says="--ctx")
         self.assertRegex(text, r"have \d+ tokens")
         big = self.write("big.txt", b"0123456789abcde\n" * (100 * 65536))
         start = time.monotonic()
-        text = self.bad("ask", "-m", model(), "-d", big, "Who?", says="too long")
+        text = self.bad(*full, "-d", big, "Who?", says="too long")
         self.assertRegex(text, r"about [\d,]+ tokens")
         self.assertLess(time.monotonic() - start, 60)
 
@@ -233,6 +235,224 @@ class Ask(Cli):
         r = json.loads(r.stdout)
         self.assertIn(r["finish"], ("context", "stop"))
         self.assertLessEqual(r["stats"]["n_generated_tokens"], 9)
+
+
+class Store(Cli):
+    """Ingest once, ask many. The tiny model reads 50,000 tokens a second and more."""
+
+    def setUp(self):
+        super().setUp()
+        self.store = os.path.join(self.dir, "store")
+        rng = random.Random(7)
+        words = "the cat sat on a mat while one dog ran over far hills under some moon".split()
+        lines = [" ".join(rng.choice(words) for _ in range(12)) + "." for _ in range(300)]
+        self.long = self.write("long.txt", "\n".join(lines).encode())
+
+    def ingest(self, *args, **more):
+        return json.loads(self.ok("ingest", "-m", model(), "--store", self.store, "--json", *args, **more).stdout)
+
+    def ask(self, *args, **more):
+        r = self.ok("ask", "-m", model(), "--store", self.store, "-n", "8", "--json", *args, **more)
+        return [json.loads(line) for line in r.stdout.splitlines()]
+
+    def inspect(self, *args, **more):
+        return json.loads(self.ok("inspect", self.store, "--json", *args, **more).stdout)
+
+    def test_a_document_is_read_once_and_asked_many_times(self):
+        first = self.ingest("-d", self.long)
+        d = first["documents"][0]
+        self.assertEqual((d["name"], d["status"]), ("long.txt", "read"))
+        self.assertEqual(d["n_computed_tokens"], d["n_tokens"])
+        self.assertGreater(d["n_tokens"], 2048)
+        again = self.ingest("-d", self.long)["documents"][0]
+        self.assertEqual((again["status"], again["n_computed_tokens"]), ("already there", 0))
+        self.assertEqual(again["n_tokens"], d["n_tokens"])
+        a, b = self.ask("-q", "Who sat?", "-q", "Where?")
+        for r in (a, b):
+            self.assertGreaterEqual(r["stats"]["n_reused_tokens"], d["n_tokens"], "the document was read again")
+        self.assertEqual(self.ask("Where?")[0]["answer"], b["answer"], "an earlier question changes the answer")
+
+    def test_answers_cite_lines_of_the_file(self):
+        self.ingest("-d", self.long)
+        r = self.ask("Who sat?")[0]
+        with open(self.long) as f:
+            lines = f.read().split("\n")
+        self.assertEqual(len(r["citations"]), 3)
+        shares = [c["share"] for c in r["citations"]]
+        self.assertEqual(shares, sorted(shares, reverse=True))
+        for c in r["citations"]:
+            self.assertEqual(c["document"], "long.txt")
+            self.assertTrue(0 < c["share"] <= 1)
+            self.assertTrue(0 < c["n_tokens"] <= 128)
+            self.assertTrue(1 <= c["first_line"] <= c["last_line"] <= len(lines))
+            near = " ".join(lines[max(c["first_line"] - 8, 0):c["last_line"] + 8])
+            self.assertIn(c["excerpt"].replace("...", ""), near)
+        self.assertEqual(len(self.ask("--citations", "1", "Who?")[0]["citations"]), 1)
+        self.assertEqual(self.ask("--citations", "0", "Who?")[0]["citations"], [])
+        text = self.ok("ask", "-m", model(), "--store", self.store, "-n", "8", "Who?").stdout.decode()
+        self.assertRegex(text, r'\[1\] long\.txt, lines? \d+(-\d+)?: ".+" \(\d+ %\)\n')
+
+    def test_answers_cite_pages_of_a_pdf(self):
+        pdf = os.path.join(os.path.dirname(TINY), "docs", "two-pages.pdf")
+        self.ingest("-d", pdf)
+        for r in (self.ask("What?")[0],
+                  json.loads(self.ok("ask", "-m", model(), "-d", pdf, "-n", "8", "--json", "What?").stdout)):
+            self.assertGreater(len(r["citations"]), 0)
+            for c in r["citations"]:
+                self.assertIn(c["page"], (1, 3))
+                self.assertIn(c["excerpt"], ("The first page says hello.", "The third page ends it."))
+
+    def test_several_documents_are_told_apart(self):
+        other = self.write("other.txt", b"A dog slept. " * 50)
+        r = self.ingest("-d", self.long, "-d", other)
+        self.assertEqual([d["name"] for d in r["documents"]], ["long.txt", "other.txt"])
+        ask = ["ask", "-m", model(), "--store", self.store, "-n", "4", "Who?"]
+        text = self.bad(*ask, says="long.txt")
+        self.assertIn("other.txt", text)
+        self.bad(*ask, "-d", "othr.txt", says="did you mean 'other.txt'")
+        self.bad(*ask, "-d", "zebra", says="long.txt")
+        self.bad(*ask, "-d", "long.txt", "-d", "other.txt", says="--together")
+        self.assertEqual(self.ask("-d", "other.txt", "Who?")[0]["citations"][0]["document"], "other.txt")
+        # The same name for another file; the same file stays the same document.
+        os.mkdir(os.path.join(self.dir, "b"))
+        third = self.write("b/other.txt", b"A bird sang. " * 50)
+        self.assertEqual(self.ingest("-d", third)["documents"][0]["name"], "other.txt (2)")
+        self.assertEqual(self.ingest("-d", third)["documents"][0]["status"], "already there")
+        both = self.ingest("-d", other, "-d", third, "--together", "--name", "both")["documents"]
+        self.assertEqual([d["name"] for d in both], ["both"])
+        self.assertEqual(self.inspect()["n_documents"], 4)
+        self.assertEqual(len(self.ask("-d", "both", "Who?")[0]["documents"]), 2)
+
+    def test_a_file_that_changed_needs_another_name(self):
+        self.ingest("-d", self.doc)
+        self.write("doc.txt", b"Something else. " * 9)
+        text = self.bad("ingest", "-m", model(), "--store", self.store, "-d", self.doc, says="doc.txt")
+        self.assertRegex(text, "name|remove")
+        self.assertEqual(self.ingest("-d", self.doc, "--name", "new")["documents"][0]["status"], "read")
+
+    def test_every_frame_can_be_stored(self):
+        for frame in ("plain", "none", "chatml", "gemma", "mistral", "llama3"):
+            for name in (CHAT, "llama.gguf", "gemma3.gguf"):
+                args = ["-m", model(name), "--template", frame]
+                r = self.ok("ask", *args, "-d", self.doc, "-n", "8", "--json", "Who?")
+                dense = json.loads(r.stdout)
+                store = os.path.join(self.dir, frame + name)
+                self.ok("ingest", *args, "--store", store, "-d", self.doc)
+                stored = json.loads(self.ok("ask", "-m", model(name), "--store", store, "-n", "8", "--json",
+                                            "Who?").stdout)
+                self.assertEqual(stored["stats"]["n_prompt_tokens"], dense["stats"]["n_prompt_tokens"])
+                self.assertEqual([c["excerpt"] for c in stored["citations"][:1]],
+                                 [c["excerpt"] for c in dense["citations"][:1]])
+                if not stored["citations"]:
+                    self.fail("no citation with %s, %s" % (frame, name))
+
+    def test_what_cannot_be_is_refused(self):
+        self.bad("ingest", "-m", model(), "-d", self.doc, says="--store")
+        self.bad("ingest", "-m", model(), "--store", self.store, says="-d")
+        self.bad("ingest", "-m", model(), "--store", self.store, "-d", self.doc, "--policy", "full", says="infllm")
+        self.bad("ingest", "-m", model(), "--store", self.store, "-d", self.doc, "--policy", "infllm:topkk=1",
+                 says="topk")
+        self.bad("ingest", "-m", model(), "--store", self.store, "-d", self.doc, "--memory", "much", says="800M")
+        self.bad("ask", "-m", model(), "--store", os.path.join(self.dir, "none"), "Who?")
+        self.bad("inspect", self.dir)
+        self.bad("rm", "--store", os.path.join(self.dir, "none"), "x")
+        self.bad("rm", "--store", self.store, says="Name")
+        self.bad("compact", says="--store")
+        self.ingest("-d", self.doc)
+        ask = ["ask", "--store", self.store, "Who?"]
+        self.bad(*ask, "-m", model("llama.gguf"), says="qwen2")
+        self.bad("ingest", "-m", model("llama.gguf"), "--store", self.store, "-d", self.long, says="qwen2")
+        self.bad(*ask, "-m", model(), "--system", "x", says="--system")
+        self.bad(*ask, "-m", model(), "--policy", "full")
+        self.assertEqual(self.inspect("--verify")["verify"]["n_bad"], 0)
+
+    def test_documents_are_listed_checked_removed_and_their_space_given_back(self):
+        self.ingest("-d", self.long, "-d", self.doc)
+        r = self.inspect("--verify")
+        self.assertEqual([d["name"] for d in r["documents"]], ["doc.txt", "long.txt"])
+        self.assertTrue(all(d["complete"] for d in r["documents"]))
+        self.assertEqual(r["verify"]["n_bad"], 0)
+        self.assertGreater(r["verify"]["n_checked"], 0)
+        self.assertEqual(r["n_tokens"], sum(d["n_tokens"] for d in r["documents"]))
+        page = self.ok("inspect", self.store, "--verify").stdout
+        for part in (b"long.txt", b"infllm", b"fingerprint", b"verified"):
+            self.assertIn(part, page)
+        self.bad("rm", "--store", self.store, "long.txt", "lonk.txt", says="did you mean")
+        self.assertEqual(self.inspect()["n_documents"], 2, "half of a bad command was done")
+        r = json.loads(self.ok("rm", "--store", self.store, "long.txt", "--json").stdout)
+        self.assertEqual((r["removed"], r["n_documents"]), (["long.txt"], 1))
+        r = json.loads(self.ok("compact", "--store", self.store, "--json").stdout)
+        self.assertLess(r["bytes_after"], r["bytes_before"] / 2)
+        self.assertEqual(self.inspect("--verify")["verify"]["n_bad"], 0)
+        self.ask("Who?")
+        self.assertIn(b"now", self.ok("compact", "--store", self.store).stdout)
+
+    def test_damage_is_found(self):
+        self.ingest("-d", self.long)
+        files = [os.path.join(self.store, f) for f in os.listdir(self.store)]
+        path = max(files, key=os.path.getsize)
+        with open(path, "r+b") as f:
+            f.seek(os.path.getsize(path) // 2)
+            byte = f.read(1)
+            f.seek(-1, os.SEEK_CUR)
+            f.write(bytes([byte[0] ^ 0x55]))
+        r = run("inspect", self.store, "--verify")
+        self.assertEqual(r.returncode, 2, r.stdout)
+        self.assertIn(b"damaged", r.stderr)
+
+    def test_ctrl_c_keeps_what_is_read_and_the_same_command_goes_on(self):
+        with open(self.long, "rb") as f:
+            text = f.read()
+        big = self.write("big.txt", b"\n".join(b"Part %d. " % i + text for i in range(25)))
+        command = ["ingest", "-m", model(), "--store", self.store, "-d", big, "-t", "1", "--cpu", "ref"]
+        p = subprocess.Popen([PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        end = time.monotonic() + 60
+        kept = 0
+        while time.monotonic() < end and p.poll() is None and not kept:
+            r = run("inspect", self.store, "--json")
+            docs = json.loads(r.stdout)["documents"] if r.returncode == 0 else []
+            kept = docs[0]["n_tokens"] if docs else 0
+            time.sleep(0.02)
+        p.send_signal(signal.SIGINT)
+        err = p.communicate(timeout=TIMEOUT)[1].decode()
+        self.assertEqual(p.returncode, 130, err)
+        self.assertRegex(err, r"'big\.txt': [\d,]+ of [\d,]+ tokens are kept; the same command goes on")
+        before = self.inspect("--verify")
+        self.assertEqual((before["n_unfinished"], before["verify"]["n_bad"]), (1, 0))
+        self.assertGreater(before["documents"][0]["n_tokens"], 0)
+        self.bad("ask", "-m", model(), "--store", self.store, "Who?", says="not read to its end")
+        d = self.ingest("-d", big)["documents"][0]
+        self.assertEqual(d["status"], "continued")
+        self.assertLess(d["n_computed_tokens"], d["n_tokens"])
+        self.assertEqual(self.inspect()["n_unfinished"], 0)
+        self.ask("Who?")
+
+    def test_what_does_not_fit_goes_through_a_temporary_store(self):
+        tmp = os.path.join(self.dir, "tmp")
+        os.mkdir(tmp)
+        env = {"TMPDIR": tmp}
+        args = ["ask", "-m", model(), "-d", self.long, "-c", "1000", "-n", "8", "--json", "Who sat?"]
+        r = self.ok(*args, env=env)
+        self.assertIn(b"temporary store", r.stderr)
+        self.assertEqual(len(r.stderr.strip().splitlines()), 1)
+        self.assertEqual(os.listdir(tmp), [])
+        r = json.loads(r.stdout)
+        self.assertIn("infllm", r["stats"]["policy"])
+        self.assertGreater(len(r["citations"]), 0)
+        self.ingest("-d", self.long)
+        self.assertEqual(self.ask("Who sat?")[0]["answer"], r["answer"])
+        self.bad("ask", "-m", model(), "-d", self.long, "-c", "1000", "-n", "8", "q", env={"TMPDIR": "/proc/none"},
+                 says="TMPDIR")
+        for n_signals in (1, 2):
+            p = subprocess.Popen([PROGRAM, *args, "-n", "1000000", "--ignore-eos", "--temp", "2", "--no-stream"],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, **env))
+            p.stderr.readline()
+            time.sleep(0.3)
+            for _ in range(n_signals):
+                p.send_signal(signal.SIGINT)
+            p.communicate(timeout=TIMEOUT)
+            self.assertEqual(p.returncode, 130)
+            self.assertEqual(os.listdir(tmp), [], "%d signals" % n_signals)
 
 
 class BadModels(Cli):

@@ -102,6 +102,22 @@ Test(args, lists_collect)
     done(&s, &ops);
 }
 
+Test(args, sizes_have_units)
+{
+    static const struct {
+        const char *text;
+        int64_t bytes;
+    } good[] = { { "0", 0 }, { "123", 123 }, { "1K", 1024 }, { "2kb", 2048 }, { "1.5M", 1572864 },
+                 { "3GiB", (int64_t)3 << 30 }, { "1T", (int64_t)1 << 40 }, { "7B", 7 } };
+    static const char *const bad[] = { "", "M", "1.2.3", "1X", "1MM", "-1", "1 G", "99999999999T", "1e3", "0x10" };
+    int64_t v = 0;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        cr_assert(args_size(good[i].text, &v), "%s", good[i].text);
+        cr_assert_eq(v, good[i].bytes, "%s: %lld", good[i].text, (long long)v);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) cr_assert_not(args_size(bad[i], &v), "%s", bad[i]);
+}
+
 Test(args, two_dashes_end_options_and_one_is_an_operand)
 {
     state s;

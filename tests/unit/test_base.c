@@ -212,6 +212,25 @@ static const kvf_option demo_options[] = {
     { 0 },
 };
 
+typedef struct words {
+    int64_t before, mode, only;
+    char kind[KVF_OPTION_TEXT_BYTES];
+    int64_t after;
+} words;
+
+static const kvf_option word_options[] = {
+    KVF_OPT_CHOICE(words, mode, 1, "mean|max|m", "how scores are joined"),
+    KVF_OPT_CHOICE(words, only, 0, "one", "a choice of one"),
+    KVF_OPT_TEXT(words, kind, "flat", "the index"),
+    { 0 },
+};
+
+static kvf_status parse_words(words *w, const char *text, kvf_error *err)
+{
+    kvf_options_default(word_options, w);
+    return kvf_options_parse(word_options, w, text, strlen(text), "demo", err);
+}
+
 static kvf_status parse(demo *d, const char *text, kvf_error *err)
 {
     kvf_options_default(demo_options, d);
@@ -281,6 +300,80 @@ Test(option, what_is_printed_parses_back)
     cr_assert(back.topk == d.topk && back.keep == d.keep);
     kvf_options_print(demo_options, &d, tiny, sizeof tiny);
     cr_assert_str_eq(tiny, "topk=77,");
+}
+
+Test(option, numbers_print_as_they_were_written)
+{
+    static const char *const same[] = { "0", "0.5", "-1.5", "0.1", "0.95", "1", "0.001", "-0.001", "0.0011", "0.123456789",
+                                        "0.3333333333", "0.99999", "-1.00001" };
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        demo d;
+        char in[64], out[64];
+        snprintf(in, sizeof in, "topk=16,keep=%s", same[i]);
+        cr_assert_eq(parse(&d, in, NULL), KVF_OK);
+        kvf_options_print(demo_options, &d, out, sizeof out);
+        cr_assert_str_eq(in, out);
+        cr_assert_eq(d.keep, strtod(same[i], NULL), "the nearest double of %s", same[i]);
+    }
+    uint64_t rng = 11;
+    for (int i = 0; i < 100000; i++) { /* any value comes back to 15 digits */
+        demo d = { 1, (double)(int64_t)(next_random(&rng) >> 11) / 9007199254740992.0 }, back;
+        char out[64];
+        kvf_options_print(demo_options, &d, out, sizeof out);
+        cr_assert_eq(parse(&back, out, NULL), KVF_OK, "%s", out);
+        cr_assert(fabs(back.keep - d.keep) <= 1e-15, "%s", out);
+    }
+}
+
+Test(option, words_and_texts_have_defaults_values_and_prints)
+{
+    words w;
+    memset(&w, 0x55, sizeof w);
+    int64_t guard = w.before;
+    char text[96];
+    cr_assert_eq(parse_words(&w, "", NULL), KVF_OK);
+    cr_assert(w.mode == 1 && w.only == 0);
+    cr_assert_str_eq(w.kind, "flat");
+    kvf_options_print(word_options, &w, text, sizeof text);
+    cr_assert_str_eq(text, "mode=max,only=one,kind=flat");
+    cr_assert_eq(parse_words(&w, "mode=m,kind=PQ32x4fs+R_a-b/1.0,only=one", NULL), KVF_OK);
+    cr_assert(w.mode == 2);
+    kvf_options_print(word_options, &w, text, sizeof text);
+    cr_assert_str_eq(text, "mode=m,only=one,kind=PQ32x4fs+R_a-b/1.0");
+    cr_assert_eq(parse_words(&w, text, NULL), KVF_OK);
+    cr_assert_eq(parse_words(&w, "mode=mean", NULL), KVF_OK);
+    cr_assert_eq(w.mode, 0);
+    for (int i = 0; i < KVF_OPTION_TEXT_BYTES; i++) cr_assert(i < 4 || w.kind[i] == 0, "the rest is zero");
+    cr_assert(w.before == guard && w.after == guard, "neighbours of the fields are untouched");
+    char longest[64] = "kind=";
+    for (int n = 1; n <= KVF_OPTION_TEXT_BYTES; n++) {
+        longest[4 + n] = 'x';
+        longest[5 + n] = 0;
+        cr_assert_eq(parse_words(&w, longest, NULL), n < KVF_OPTION_TEXT_BYTES ? KVF_OK : KVF_ERR_ARG, "%d letters", n);
+        cr_assert_eq(w.after, guard);
+    }
+}
+
+Test(option, a_wrong_word_or_letter_is_an_error_that_lists_the_right_ones)
+{
+    static const char *const bad[] = { "mode=",     "mode",      "mode=Max",   "mode=ma",   "mode=maxx",     "mode=1",
+                                       "mode=|",    "mode=max|m", "mode=mean|", "only=two",  "only=",         "kind=",
+                                       "kind",      "kind=a b",  "kind=a=b",   "kind=a:b",  "kind=\xc3\xa4", "kind=a\n",
+                                       "kind=a,b",  "mode= max", "kind=a%sb",  "kind=a;b" };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        words w;
+        kvf_error err = { 0 };
+        cr_assert_eq(parse_words(&w, bad[i], &err), KVF_ERR_ARG, "'%s'", bad[i]);
+        cr_assert(strstr(err.msg, "demo") != NULL, "'%s': %s", bad[i], err.msg);
+    }
+    words w;
+    kvf_error err = { 0 };
+    parse_words(&w, "mode=Mean", &err);
+    cr_assert(strstr(err.msg, "mean, max, m,") && strstr(err.msg, "'Mean'"), "%s", err.msg);
+    parse_words(&w, "kind=a b", &err);
+    cr_assert(strstr(err.msg, "kind") && strstr(err.msg, "47") && strstr(err.msg, "'a b'"), "%s", err.msg);
+    static const char nul[] = "kind=a\0b";
+    cr_assert_eq(kvf_options_parse(word_options, &w, nul, sizeof nul - 1, "demo", NULL), KVF_ERR_ARG);
 }
 
 /* ---- threads.h ---- */

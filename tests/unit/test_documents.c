@@ -56,6 +56,7 @@ Test(doc_text, plain_text_keeps_its_lines_and_loses_its_last_line_end)
     read_ok(&d, "dir/notes.md", "# T\n", 4);
     cr_assert_str_eq(d.kind, "markdown");
     cr_assert_str_eq(d.title, "notes.md");
+    cr_assert(d.lines);
     doc_close(&d);
 }
 
@@ -231,6 +232,11 @@ Test(doc_pdf, pages_with_text_are_marked)
     cr_assert_str_eq(d.title, "A small PDF");
     cr_assert_str_eq(d.kind, "pdf");
     cr_assert_eq(d.n_pages, 3);
+    size_t third = (size_t)(strstr(d.text.v, "[page 3]") - d.text.v);
+    cr_assert_eq(d.page_start[0], 0);
+    cr_assert_eq(d.page_start[1], third, "a page without text begins with the next");
+    cr_assert_eq(d.page_start[2], third);
+    cr_assert_not(d.lines);
     cr_assert(strstr(d.note, "1 of 3"));
     doc_close(&d);
 }

@@ -21,7 +21,7 @@ Test(policy, unknown_name_lists_those_there_are)
 {
     kvf_error err;
     cr_assert_eq(try_spec("snapkv", &err), KVF_ERR_NOT_FOUND);
-    cr_assert(strstr(err.msg, "full") && strstr(err.msg, "window"));
+    cr_assert(strstr(err.msg, "full") && strstr(err.msg, "window") && strstr(err.msg, "infllm"));
     cr_assert_eq(try_spec("", &err), KVF_ERR_NOT_FOUND);
     cr_assert_eq(try_spec("windo", &err), KVF_ERR_NOT_FOUND);
     cr_assert_eq(try_spec("window2", &err), KVF_ERR_NOT_FOUND);
@@ -62,8 +62,9 @@ Test(policy, every_registered_policy_opens_with_its_defaults)
         cr_assert_eq(ops->abi, KVF_POLICY_ABI);
         cr_assert_eq(try_spec(ops->name, NULL), KVF_OK, "%s", ops->name);
         cr_assert_gt(strlen(ops->help), 0);
+        cr_assert(!ops->memory || (ops->retrieve && ops->identity), "%s: a memory needs both", ops->name);
     }
-    cr_assert_geq(n, 2);
+    cr_assert_geq(n, 3);
 }
 
 /* Against the definition, for every size around the block edges. */

@@ -1,0 +1,43 @@
+/* faiss_index.h - FAISS behind kv/index.h: Johnson, Douze and Jegou 2017, arXiv:1702.08734.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVF_MEMORY_FAISS_INDEX_H
+#define KVF_MEMORY_FAISS_INDEX_H
+
+#include "kv/index.h"
+
+/* Open an empty index. kind is FAISS's factory string with '+' for ',' ("Flat", "SQfp16", "HNSW32",
+ * "IVF64+Flat", "PQ32x4fs"; at most 100 characters, numbers at most 65536), dim 1..65536. Inner product.
+ *
+ * Kinds that have to be trained (IVF, PQ, SQ8) collect vectors until there are
+ * max(1024, 39 x centroids) of them, which FAISS wants as a minimum, and are searched exactly until
+ * then. IVF reads a quarter of its lists, HNSW keeps 128 candidates: FAISS's own 1 and 16 are for
+ * data whose queries look like its vectors, and attention's do not.
+ *
+ * Vectors and queries that hold NaN or infinity are KVF_ERR_ARG. A failure inside add leaves an index
+ * that answers KVF_ERR_STATE until it is reset. FAISS's memory is its own, not kvf_mem's; bytes()
+ * estimates it. One thread at a time; FAISS's parallel loops run on the calling thread alone.
+ *
+ * Errors: ARG (a kind that FAISS does not know, with its sentence; one that ranks by another measure),
+ * NOMEM, UNSUPPORTED (built without FAISS). */
+kvf_status kvf_faiss_open(kvf_index **out, const char *kind, int32_t dim, const kvf_mem *mem, kvf_error *err);
+
+/* ---- How good is it? (faiss_gate.c, in every build) ----------------------------------------- */
+
+/* The k rows of x [n][dim] with the largest inner product with q, best first, ties by the lower
+ * number; their count, min(k, n), is returned. ids and score: [k]. n * k steps at worst. */
+int64_t kvf_exact_search(const float *x, int64_t n, int32_t dim, const float *q, int64_t k, int64_t *ids,
+                         float *score);
+
+typedef struct kvf_gate {
+    const float *x; /* [n][dim] what the index holds, in the order of adding */
+    const float *q; /* [n_q][dim] queries of the kind that will be asked: not the vectors themselves */
+    int64_t n, n_q, k;
+    double min_recall; /* 0.9 is a sound bar */
+} kvf_gate;
+
+/* Measure: share of the exact k best that the index finds, mean over the queries, to *recall (may be
+ * NULL). UNSUPPORTED if it is below min_recall, with the figure and the cure. */
+kvf_status kvf_index_gate(kvf_index *ix, const kvf_gate *g, const kvf_mem *mem, double *recall, kvf_error *err);
+
+#endif

@@ -1,0 +1,353 @@
+/* kv_far.c - attention of a sequence with a memory: InfLLM (Xiao et al. 2024, arXiv:2402.04617), with
+ * the masks of the paper, not of the published code, which counts keys at the window's edge twice
+ * (infllm_lazyllm.md, section 0.1).
+ *
+ * For the chunk's queries, three disjoint sets of keys, each with its own (o, lse), merged by lse:
+ *     window    distances 0..window - 1, rotated copies, true positions
+ *     near far  init, and the rest: tokens older than a query's window that are no unit yet
+ *     units     those the policy names
+ * The last two are read raw, with queries rotated at window - 1. In the list of the near far keys,
+ * places rise with positions, so "at least `window` tokens back" is a causal mask with an offset.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "kv/kv_int.h"
+
+kvf_status kvf_list_reserve(kvf_kv *kv, int64_t n, kvf_error *err)
+{
+    kvf_kv_list *list = &kv->far->list;
+    const kvf_mem *mem = kvf_kv_mem(kv);
+    list->n = 0;
+    list->holes = false;
+    if (n <= list->cap) return KVF_OK;
+    int64_t cap = n + n / 2 + 8;
+    void *slots, *valid, *blocks;
+    KVF_TRY(kvf_mem_get(mem, &slots, (size_t)cap, sizeof(int32_t), err));
+    kvf_status rc = kvf_mem_get(mem, &valid, (size_t)cap, 2, err);
+    if (rc < 0) valid = NULL;
+    blocks = NULL;
+    if (rc >= 0) rc = kvf_mem_get(mem, &blocks, (size_t)cap, sizeof(int64_t), err);
+    if (rc < 0) {
+        kvf_free(mem, slots);
+        kvf_free(mem, valid);
+        return rc;
+    }
+    kvf_free(mem, list->slots);
+    kvf_free(mem, list->valid);
+    kvf_free(mem, list->blocks);
+    *list = (kvf_kv_list){ .slots = slots, .valid = valid, .blocks = blocks, .cap = cap };
+    return KVF_OK;
+}
+
+/* Tokens first..end of the sequence to the list; what touches the last entry makes it longer. */
+static void list_add(kvf_kv_list *list, int64_t first, int64_t end)
+{
+    while (first < end) {
+        int64_t block = first >> KVF_BLOCK_SHIFT, base = block << KVF_BLOCK_SHIFT;
+        int64_t stop = end - base < KVF_BLOCK ? end - base : KVF_BLOCK;
+        uint8_t a = (uint8_t)(first - base), b = (uint8_t)stop;
+        if (list->n > 0 && list->blocks[list->n - 1] == block && list->valid[2 * list->n - 1] == a) {
+            list->valid[2 * list->n - 1] = b;
+        } else {
+            list->blocks[list->n] = block;
+            list->valid[2 * list->n] = a;
+            list->valid[2 * list->n + 1] = b;
+            list->n++;
+        }
+        first = base + stop;
+    }
+}
+
+/* Raw blocks of the list into the pool; sets holes. Unless all entries but the last are whole. */
+static kvf_status list_fetch(kvf_kv *kv, int32_t layer, bool count, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    kvf_kv_list *list = &f->list;
+    if (f->tier && f->tier->ops->expect) {
+        const int32_t *slots = kvf_layer_slots(kv, layer);
+        for (int64_t i = 0; i < list->n; i++)
+            if (slots[list->blocks[i]] == NO_SLOT) f->tier->ops->expect(f->tier, layer, &list->blocks[i], 1);
+    }
+    for (int64_t i = 0; i < list->n; i++) {
+        bool missed;
+        KVF_TRY(kvf_far_fetch(kv, layer, list->blocks[i], &missed, err));
+        if (count) kv->count.n_far_read++;
+        if (count && missed) kv->count.n_far_miss++;
+        bool whole = list->valid[2 * i] == 0 && (list->valid[2 * i + 1] == KVF_BLOCK || i == list->n - 1);
+        if (!whole) list->holes = true;
+        list->slots[i] = kvf_layer_slots(kv, layer)[list->blocks[i]];
+    }
+    return KVF_OK;
+}
+
+static int64_t list_keys(const kvf_kv_list *list)
+{
+    return list->n > 0 ? (list->n - 1) * KVF_BLOCK + list->valid[2 * list->n - 1] : 0;
+}
+
+static kvf_status grow_rows(kvf_kv *kv, int64_t n, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    if (n <= f->cap_row) return KVF_OK;
+    size_t rows = (size_t)n * (size_t)kv->dims.n_head;
+    float **at[3] = { &f->o2, &f->lse, &f->lse2 };
+    f->cap_row = 0;
+    for (int i = 0; i < 3; i++) {
+        if (*at[i]) kv->backend->ops->release(kv->backend, *at[i]);
+        *at[i] = NULL;
+    }
+    for (int i = 0; i < 3; i++) {
+        void *block;
+        size_t width = i == 0 ? (size_t)kv->dims.head_dim : 1;
+        KVF_TRY(kv->backend->ops->alloc(kv->backend, &block, rows * width * sizeof(float), err));
+        *at[i] = block;
+    }
+    f->cap_row = n;
+    return KVF_OK;
+}
+
+/* ---- Where attention went ------------------------------------------------------------------- */
+
+kvf_status kvf_mass_lse(kvf_kv *kv, int64_t n_q, float **lse, kvf_error *err)
+{
+    if (n_q > kv->cap_mass_lse) {
+        void *block;
+        if (kv->mass_lse) kv->backend->ops->release(kv->backend, kv->mass_lse);
+        kv->mass_lse = NULL;
+        kv->cap_mass_lse = 0;
+        KVF_TRY(kv->backend->ops->alloc(kv->backend, &block, (size_t)(n_q * kv->dims.n_head) * sizeof(float), err));
+        kv->mass_lse = block;
+        kv->cap_mass_lse = n_q;
+    }
+    *lse = kv->mass_lse;
+    return KVF_OK;
+}
+
+static kvf_status reserve_mass_row(kvf_kv *kv, int64_t n, kvf_error *err)
+{
+    void *row = kv->mass_row;
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &row, &kv->cap_mass_row, n, sizeof(float), err));
+    kv->mass_row = row;
+    memset(kv->mass_row, 0, (size_t)n * sizeof(float));
+    return KVF_OK;
+}
+
+kvf_status kvf_kv_note_mass(kvf_kv *kv, const kvf_kv_note *n, kvf_error *err)
+{
+    enum { RUNS = KVF_BLOCK / KVF_TRACK_TOKENS };
+    kvf_attn_args last = *n->attn;
+    int64_t skip = last.n_tok - 1, width = (int64_t)last.n_head * last.head_dim;
+    last.q += skip * width;
+    last.lse += skip * last.n_head;
+    last.q_first += skip;
+    last.n_tok = 1;
+    KVF_TRY(reserve_mass_row(kv, n->n_entry * KVF_BLOCK, err));
+    kvf_attn_mass_args a = { .attn = &last, .sum_heads = true, .mass = kv->mass_row };
+    KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &a, err));
+    for (int64_t e = 0; e < n->n_entry; e++) {
+        int64_t run = (n->blocks ? n->blocks[e] : n->first_block + e) * RUNS;
+        void *mass = kv->mass;
+        KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &mass, &kv->cap_mass, run + RUNS, sizeof(float), err));
+        kv->mass = mass;
+        if (run + RUNS > kv->n_mass) kv->n_mass = run + RUNS;
+        for (int i = 0; i < KVF_BLOCK; i++) kv->mass[run + i / KVF_TRACK_TOKENS] += kv->mass_row[e * KVF_BLOCK + i];
+    }
+    return KVF_OK;
+}
+
+/* ---- The three parts ------------------------------------------------------------------------- */
+
+/* One attention call of the layer: what differs between its parts. */
+typedef struct part {
+    kvf_kv *kv;
+    const kvf_kv_attend_args *a;
+    kvf_attn_args t;     /* the call, for notes after the last merge */
+    int64_t first_block; /* of a list without block numbers */
+    int64_t skip;        /* leading queries that see nothing of it */
+} part;
+
+static part begin_part(kvf_kv *kv, const kvf_kv_attend_args *a)
+{
+    part p = { .kv = kv, .a = a };
+    p.t = (kvf_attn_args){ .n_head = kv->dims.n_head, .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim,
+                           .scale = a->scale, .softcap = a->softcap, .kv = kvf_pool_view(kv->pool), .n_tok = a->n_q,
+                           .q = a->q, .o = a->o, .lse = kv->far->lse };
+    return p;
+}
+
+static kvf_status attend_window(part *p, kvf_error *err)
+{
+    kvf_kv *kv = p->kv;
+    const kvf_kv_attend_args *a = p->a;
+    int64_t first = kvf_window_first(kv->far, a->layer, kv->n_key + a->n_tok - a->n_q), end = kv->n_key + a->n_tok;
+    p->first_block = first >> KVF_BLOCK_SHIFT;
+    int64_t base = p->first_block << KVF_BLOCK_SHIFT;
+    p->t.slots = kvf_layer_turned(kv, a->layer) + p->first_block;
+    p->t.n_key = end - base;
+    p->t.q_first = p->t.n_key - a->n_q;
+    p->t.window = a->window > 0 ? a->window : kv->far->m.window;
+    return kv->backend->ops->attn(kv->backend, &p->t, err);
+}
+
+/* The list is set and fetched: the call reads it, into o2. */
+static void aim_at_list(part *p)
+{
+    kvf_kv *kv = p->kv;
+    kvf_far *f = kv->far;
+    int64_t width = (int64_t)kv->dims.n_head * kv->dims.head_dim, n = p->a->n_q - p->skip;
+    p->t.q = p->a->q_far + p->skip * width;
+    p->t.o = f->o2;
+    p->t.lse = f->lse2;
+    p->t.n_tok = n;
+    p->t.window = 0;
+    p->t.slots = f->list.slots;
+    p->t.n_key = list_keys(&f->list);
+    p->t.valid = f->list.holes ? f->list.valid : NULL;
+}
+
+static kvf_status attend_list(part *p, kvf_error *err)
+{
+    aim_at_list(p);
+    return p->kv->backend->ops->attn(p->kv->backend, &p->t, err);
+}
+
+static kvf_status merge(part *p, kvf_error *err)
+{
+    kvf_kv *kv = p->kv;
+    int64_t row = p->skip * kv->dims.n_head;
+    kvf_lse_merge_args m = { .o = p->a->o + row * kv->dims.head_dim, .lse = kv->far->lse + row, .o2 = kv->far->o2,
+                             .lse2 = kv->far->lse2, .n_row = (p->a->n_q - p->skip) * kv->dims.n_head,
+                             .head_dim = kv->dims.head_dim };
+    return kv->backend->ops->lse_merge(kv->backend, &m, err);
+}
+
+/* Init and rest. *ran: there were such keys. */
+static kvf_status near_list(part *p, bool *ran, kvf_error *err)
+{
+    kvf_kv *kv = p->kv;
+    const kvf_memory *m = &kv->far->m;
+    int64_t first_q = kv->n_key + p->a->n_tok - p->a->n_q, last_q = kv->n_key + p->a->n_tok - 1;
+    int64_t rest = kvf_units_end(m, kv->n_key), end = last_q - m->window + 1;
+    *ran = end > 0;
+    if (!*ran) return KVF_OK;
+    KVF_TRY(kvf_list_reserve(kv, kvf_blocks_for(m->init) + ((end - rest) >> KVF_BLOCK_SHIFT) + 3, err));
+    kvf_kv_list *list = &kv->far->list;
+    int64_t place;
+    if (rest == m->init) { /* one run of tokens, places are positions */
+        list_add(list, 0, end);
+        place = rest;
+    } else {
+        list_add(list, 0, m->init);
+        int64_t before = list->n > 0 && rest < end && list->blocks[list->n - 1] == rest >> KVF_BLOCK_SHIFT &&
+                                 list->valid[2 * list->n - 1] == (rest & (KVF_BLOCK - 1))
+                             ? list->n - 1
+                             : list->n;
+        list_add(list, rest, end);
+        place = before * KVF_BLOCK + (rest & (KVF_BLOCK - 1));
+    }
+    p->skip = first_q < m->window ? m->window - first_q : 0;
+    p->t.q_first = place + (first_q + p->skip - m->window - rest);
+    return list_fetch(kv, p->a->layer, false, err);
+}
+
+/* Units set[u] of the policy's answer. *ran: there is one. */
+static kvf_status unit_list(part *p, const kvf_lookup *l, const uint8_t *set, bool *ran, kvf_error *err)
+{
+    kvf_kv *kv = p->kv;
+    const kvf_memory *m = &kv->far->m;
+    int64_t n = 0;
+    for (int64_t u = 0; u < l->n_unit; u++) n += set[u] != 0;
+    *ran = n > 0;
+    if (!*ran) return KVF_OK;
+    KVF_TRY(kvf_list_reserve(kv, n, err));
+    for (int64_t u = 0; u < l->n_unit; u++)
+        if (set[u]) list_add(&kv->far->list, (l->unit0 + u) * m->unit, (l->unit0 + u + 1) * m->unit);
+    KVF_TRY(list_fetch(kv, p->a->layer, true, err));
+    p->t.q_first = kv->far->list.n * KVF_BLOCK;
+    return KVF_OK;
+}
+
+static kvf_status note(part *p, const int64_t *blocks, int64_t n_entry, kvf_error *err)
+{
+    kvf_attn_args t = p->t;
+    t.lse = p->kv->far->lse + p->skip * p->kv->dims.n_head;
+    kvf_kv_note n = { &t, blocks, p->first_block, n_entry };
+    return kvf_kv_note_mass(p->kv, &n, err);
+}
+
+/* Units of every set; with one set all heads share it. */
+static kvf_status attend_units(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_lookup *l, bool notes, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    part p = begin_part(kv, a);
+    bool any = false;
+    for (int32_t s = 0; s < f->m.n_set; s++) {
+        bool ran;
+        KVF_TRY(unit_list(&p, l, f->use + s * l->n_unit, &ran, err));
+        if (f->m.n_set > 1) {
+            p.t.head_kv0 = s;
+            p.t.head_kv1 = s + 1;
+        }
+        if (!ran && f->m.n_set == 1) return KVF_OK;
+        if (!ran) f->list.n = 0; /* o = 0, lse = -inf for these heads */
+        any = any || ran;
+        if (!notes) {
+            KVF_TRY(attend_list(&p, err));
+        } else if (ran) {
+            aim_at_list(&p);
+            KVF_TRY(note(&p, f->list.blocks, f->list.n, err));
+        }
+    }
+    return any && !notes ? merge(&p, err) : KVF_OK;
+}
+
+/* Column sums of the window for the scores of representatives. */
+static kvf_status score_window(part *window, kvf_error *err)
+{
+    kvf_kv *kv = window->kv;
+    int64_t n_entry = kvf_blocks_for(window->t.n_key);
+    KVF_TRY(reserve_mass_row(kv, n_entry * KVF_BLOCK * kv->dims.n_head, err));
+    kvf_attn_mass_args a = { .attn = &window->t, .mass = kv->mass_row };
+    KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &a, err));
+    return kvf_far_score(kv, window->a->layer, kv->mass_row, window->first_block, n_entry, err);
+}
+
+/* Which keys did the last query look at? With the final lse, once more over each list. */
+static kvf_status note_all(part *window, part *near, bool has_near, const kvf_lookup *l, kvf_error *err)
+{
+    kvf_kv *kv = window->kv;
+    KVF_TRY(note(window, NULL, kvf_blocks_for(window->t.n_key), err));
+    if (has_near) {
+        bool ran;
+        KVF_TRY(near_list(near, &ran, err));
+        aim_at_list(near);
+        KVF_TRY(note(near, kv->far->list.blocks, kv->far->list.n, err));
+    }
+    return l->n_unit > 0 ? attend_units(kv, window->a, l, true, err) : KVF_OK;
+}
+
+kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    f->now++;
+    KVF_TRY(grow_rows(kv, a->n_q, err));
+    part window = begin_part(kv, a), near = window;
+    KVF_TRY(attend_window(&window, err));
+    kvf_lookup l = { .kv = kv, .a = a, .lse = f->lse, .unit0 = f->m.init / f->m.unit };
+    bool has_near = false;
+    if (a->window == 0) {
+        KVF_TRY(near_list(&near, &has_near, err));
+        if (has_near) {
+            KVF_TRY(attend_list(&near, err));
+            KVF_TRY(merge(&near, err));
+        }
+        l.n_unit = (kvf_units_end(&f->m, kv->n_key) - f->m.init) / f->m.unit;
+        if (l.n_unit > 0) {
+            KVF_TRY(kvf_far_lookup(&l, err));
+            KVF_TRY(attend_units(kv, a, &l, false, err));
+        }
+    }
+    if (f->reps && a->window == 0) KVF_TRY(score_window(&window, err));
+    return kv->track ? note_all(&window, &near, has_near, &l, err) : KVF_OK;
+}

@@ -1,0 +1,167 @@
+/* kv_int.h - a sequence from inside: shared by kv.c (tables), kv_resident.c (which blocks are in the
+ * pool), kv_digest.c (digests and lookups) and kv_far.c (attention with a memory).
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef KVF_KV_KV_INT_H
+#define KVF_KV_KV_INT_H
+
+#include "kv/kv.h"
+
+#define NO_SLOT (-1)
+
+/* A slot list as the attention op wants it, and which blocks its entries are. */
+typedef struct kvf_kv_list {
+    int32_t *slots;
+    uint8_t *valid;  /* [cap][2] */
+    int64_t *blocks;
+    int64_t n, cap;
+    bool holes;      /* some entry is not a whole block */
+} kvf_kv_list;
+
+/* Everything a memory needs beside the tables of a plain sequence. */
+typedef struct kvf_far {
+    kvf_memory m;
+    kvf_kv_rope rope[2];
+    kvf_index_open_fn index_open;
+    int32_t *layer_window; /* [n_layer] */
+    int32_t *turned;       /* [n_layer][cap_block] rotated copies; NO_SLOT outside the window */
+
+    /* Digests of blocks 0..n_digest of every layer. */
+    size_t coarse_bytes, fine_bytes; /* of a block */
+    bool reps;                       /* coarse and fine are representatives, written when units are sealed */
+    int64_t n_digest;
+    int64_t cap_digest;              /* blocks coarse has room for, cap_digest / 16 groups of fine */
+    uint8_t **coarse;                /* [n_layer] [cap_digest][coarse_bytes] */
+    int64_t *coarse_gap;             /* [n_layer] leading blocks whose coarse digests are only in the tier */
+    uint8_t **fine;                  /* [n_layer][cap_group] [16][fine_bytes], NULL: in the tier */
+    int64_t n_row_tier;              /* leading blocks whose fine digests are read from the tier */
+    const uint8_t **tier_row;        /* [n_layer][cap_group] the tier's digests, NULL: not asked for yet */
+    int64_t cap_group;
+    const void **rows;               /* [cap_digest] argument of a vote */
+    int64_t n_sealed;                /* units whose representatives are made (reps) */
+    float *score;                    /* [n_layer][n_head][cap_score] column scores from token score0 on (reps) */
+    int64_t score0, cap_score;
+    kvf_index **index;               /* [n_layer] or NULL */
+    int64_t checked;                 /* units at which the index's recall was last measured */
+    int64_t n_found, n_sought;       /* of that measurement */
+
+    kvf_tier *tier;
+    int64_t n_tier;  /* leading tokens that the tier holds just as they are here */
+    uint64_t epoch;  /* of tier_row */
+
+    /* Blocks in the pool that could be fetched again, least recently used first. */
+    int32_t *older, *newer; /* [cap_lru] by slot */
+    int64_t *owner;         /* [cap_lru] layer * 2^40 + block, -1: not in the list */
+    int64_t *tick;          /* [cap_lru] of last use */
+    int64_t cap_lru;
+    int32_t oldest, newest;
+    int64_t now;
+
+    float *cos_sin[2];      /* backend memory [cap_angle][n_rot] of the chunk reserved */
+    int64_t cap_angle;
+    float *o2, *lse, *lse2; /* backend memory for cap_row queries */
+    int64_t cap_row;
+    kvf_kv_list list;
+    uint8_t *use;           /* [n_set][cap_use] units */
+    int64_t cap_use;
+    float *vote;            /* scratch for index checks */
+    int64_t cap_vote;
+} kvf_far;
+
+struct kvf_kv {
+    kvf_pool *pool;
+    kvf_backend *backend;
+    kvf_dims dims;
+    int64_t n_key;    /* committed tokens */
+    int64_t n_block;  /* slots per layer, committed and reserved */
+    int64_t cap_block;
+    int32_t *slots;   /* [n_layer][cap_block]; with a memory raw keys, NO_SLOT: only in the tier */
+    uint8_t *use;     /* [cap_block] the policy's answer */
+    int32_t *chosen;  /* [cap_block] slots of the blocks it chose */
+    int64_t *chosen_block; /* [cap_block] and which they are */
+    kvf_far *far;     /* NULL: a plain sequence */
+    kvf_kv_counters count;
+
+    bool track;
+    float *mass;      /* [cap_mass] per run of KVF_TRACK_TOKENS tokens */
+    int64_t n_mass, cap_mass;
+    float *mass_row;  /* scratch, one per key of a list */
+    int64_t cap_mass_row;
+    float *mass_lse;  /* backend memory [cap_mass_lse][n_head] (a plain sequence) */
+    int64_t cap_mass_lse;
+};
+
+static inline int64_t kvf_blocks_for(int64_t n_tok) { return (n_tok + KVF_BLOCK - 1) >> KVF_BLOCK_SHIFT; }
+static inline int32_t *kvf_layer_slots(const kvf_kv *kv, int32_t layer) { return kv->slots + layer * kv->cap_block; }
+static inline int32_t *kvf_layer_turned(const kvf_kv *kv, int32_t layer)
+{
+    return kv->far->turned + layer * kv->cap_block;
+}
+static inline const kvf_mem *kvf_kv_mem(const kvf_kv *kv) { return kv->backend->mem; }
+
+/* First token that a query at position `pos` sees in the layer's window. */
+static inline int64_t kvf_window_first(const kvf_far *f, int32_t layer, int64_t pos)
+{
+    int64_t w = f->layer_window[layer] > 0 ? f->layer_window[layer] : f->m.window;
+    return pos - w + 1 > 0 ? pos - w + 1 : 0;
+}
+
+/* End of the units, tokens, when the sequence holds n tokens: what follows is the rest and the window. */
+static inline int64_t kvf_units_end(const kvf_memory *m, int64_t n)
+{
+    if (n < m->init + m->window + m->unit) return m->init;
+    return m->init + (n - m->init - m->window) / m->unit * m->unit;
+}
+
+/* ---- kv_resident.c ---- */
+kvf_status kvf_far_open(kvf_kv *kv, const kvf_kv_memory_params *p, kvf_error *err);
+void kvf_far_close(kvf_kv *kv);
+kvf_status kvf_far_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err);
+/* Take a slot, evicting one if the pool is full. */
+kvf_status kvf_far_take(kvf_kv *kv, int32_t *slot, kvf_error *err);
+/* Can n slots be had, by eviction too? */
+kvf_status kvf_far_can_take(const kvf_kv *kv, int64_t n, kvf_error *err);
+/* The raw block is in the pool, most recently used. *missed if it had to be fetched; may be NULL. */
+kvf_status kvf_far_fetch(kvf_kv *kv, int32_t layer, int64_t block, bool *missed, kvf_error *err);
+/* Raw tail block and rotated copies of the window for a query at n_key; then angles for n_tok tokens. */
+kvf_status kvf_far_prepare(kvf_kv *kv, int64_t n_tok, kvf_error *err);
+void kvf_far_drop_window(kvf_kv *kv);              /* copies that no later query sees */
+void kvf_far_drop_block(kvf_kv *kv, int64_t block); /* both tables, all layers */
+void kvf_far_release_clean(kvf_kv *kv, int64_t from, int64_t to); /* blocks the tier holds now */
+void kvf_far_lru_remove(kvf_kv *kv, int32_t slot);
+
+/* ---- kv_digest.c ---- */
+kvf_status kvf_far_digest(kvf_kv *kv, kvf_error *err); /* of blocks that became whole */
+void kvf_far_digest_cut(kvf_kv *kv, int64_t n_tok);
+void kvf_far_digest_close(kvf_kv *kv);
+kvf_status kvf_far_digest_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err);
+kvf_status kvf_far_digest_loaded(kvf_kv *kv, kvf_error *err); /* all of them are in the tier */
+kvf_status kvf_far_digest_export(kvf_kv *kv, int64_t first, int64_t end, void *out, kvf_error *err);
+void kvf_far_digest_release(kvf_kv *kv);               /* fine ones that the tier holds by now */
+size_t kvf_far_digest_memory(const kvf_kv *kv);
+/* Add column sums mass [n_head][n_entry * KVF_BLOCK] of blocks first_block.. to the scores. */
+kvf_status kvf_far_score(kvf_kv *kv, int32_t layer, const float *mass, int64_t first_block, int64_t n_entry,
+                         kvf_error *err);
+kvf_status kvf_far_seal(kvf_kv *kv, kvf_error *err);
+/* Which units does the policy want? far->use [n_set][n_unit] is set. */
+typedef struct kvf_lookup {
+    kvf_kv *kv;
+    const kvf_kv_attend_args *a;
+    const float *lse; /* of window, init and rest */
+    int64_t unit0, n_unit;
+} kvf_lookup;
+kvf_status kvf_far_lookup(kvf_lookup *l, kvf_error *err);
+
+/* ---- kv_far.c ---- */
+kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+/* Add the last query's attention over a list to the noted one (kv->track). */
+typedef struct kvf_kv_note {
+    const kvf_attn_args *attn; /* of all queries; lse is final */
+    const int64_t *blocks;     /* of the list's entries; NULL: first_block + entry */
+    int64_t first_block, n_entry;
+} kvf_kv_note;
+kvf_status kvf_kv_note_mass(kvf_kv *kv, const kvf_kv_note *n, kvf_error *err);
+kvf_status kvf_mass_lse(kvf_kv *kv, int64_t n_q, float **lse, kvf_error *err);
+kvf_status kvf_list_reserve(kvf_kv *kv, int64_t n, kvf_error *err);
+
+#endif
