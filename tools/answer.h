@@ -36,7 +36,7 @@ kvf_status answer_run(answer *a, engine *e, const answer_request *r, kvf_error *
 /* One line on standard error: tokens read, time to first token, speeds, memory. */
 void answer_summary(const answer *a);
 
-/* The object of "ask --json". */
+/* The object of "ask --json"; its array "citations" is empty. */
 cJSON *answer_json(const answer *a, const engine *e);
 
 void answer_free(answer *a);

@@ -35,6 +35,28 @@ bool args_real(const char *text, double *out)
     return true;
 }
 
+bool args_size(const char *text, int64_t *out)
+{
+    static const char units[] = "KMGT";
+    char number[32];
+    size_t n = strspn(text, "0123456789.");
+    if (!n || n >= sizeof number) return false;
+    memcpy(number, text, n);
+    number[n] = '\0';
+    double v;
+    if (!args_real(number, &v)) return false;
+    const char *p = text + n, *unit = *p ? strchr(units, toupper((unsigned char)*p)) : NULL;
+    if (unit) {
+        for (const char *u = units; u <= unit; u++) v *= 1024;
+        p++;
+        if (*p == 'i') p++;
+    }
+    if (*p == 'B' || *p == 'b') p++;
+    if (*p || v > 4e18) return false;
+    *out = (int64_t)v;
+    return true;
+}
+
 /* Edit distance with neighbours swapped counted as one; words longer than 31 are "far". */
 static size_t distance(const char *a, const char *b)
 {
@@ -129,6 +151,10 @@ static bool add_text(arg_texts *list, const char *text)
 
 static arg_result bad_number(const arg_row *row, const char *text, kvf_error *err)
 {
+    if (row->type == ARG_SIZE) {
+        report_fail(err, KVF_ERR_ARG, "%s wants a size like 800M or 1.5G, not '%.60s'.", row->name, text);
+        return ARG_BAD;
+    }
     const char *kind = row->type == ARG_REAL ? "a number" : "a whole number";
     report_fail(err, KVF_ERR_ARG, "%s wants %s from %.15g to %.15g, not '%.60s'.", row->name, kind, row->min,
                 row->max, text);
@@ -187,6 +213,13 @@ static arg_result set_value(const arg_row *row, void *state, const char *text, k
     case ARG_INT: {
         int64_t v;
         if (!args_int(text, &v) || (double)v < row->min || (double)v > row->max)
+            return bad_number(row, text, err);
+        *(int64_t *)field = v;
+        return ARG_GO;
+    }
+    case ARG_SIZE: {
+        int64_t v;
+        if (!args_size(text, &v) || (double)v < row->min || (double)v > row->max)
             return bad_number(row, text, err);
         *(int64_t *)field = v;
         return ARG_GO;

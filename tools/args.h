@@ -18,6 +18,7 @@
 typedef enum arg_type {
     ARG_FLAG,   /* bool */
     ARG_INT,    /* int64_t */
+    ARG_SIZE,   /* int64_t, bytes: "800M", "1.5G"; units of 1024 */
     ARG_REAL,   /* double */
     ARG_TEXT,   /* const char *, NULL if not given and without default */
     ARG_CHOICE, /* const char *, one of the words in `choices` */
@@ -87,5 +88,8 @@ const char *args_closest(const char *word, const char *const *words, size_t n);
 /* Whole-string numbers; false if anything else is in the text. */
 bool args_int(const char *text, int64_t *out);
 bool args_real(const char *text, double *out);
+
+/* Bytes: a number, then nothing, K, M, G or T (of 1024), then "B" or "iB" if you like. */
+bool args_size(const char *text, int64_t *out);
 
 #endif

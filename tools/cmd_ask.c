@@ -1,7 +1,8 @@
 /* cmd_ask.c - kvfold ask: answer questions about documents.
  *
- * All questions of one call share the documents' keys and values: the second and later ones only
- * read themselves.
+ * The documents are files, read now, or one that kvfold ingest put into a store. All questions of one
+ * call share their keys and values: the second and later ones only read themselves. Files that do not
+ * fit the model's context go through a temporary store, as if they had been ingested.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
@@ -13,12 +14,15 @@
 #include "commands.h"
 #include "interrupt.h"
 #include "json.h"
+#include "reading.h"
 #include "report.h"
+#include "store.h"
 #include "utf8.h"
 
 typedef struct ask_options {
     arg_texts documents, questions;
-    const char *question_file, *tmpl, *system;
+    const char *question_file, *tmpl, *system, *store;
+    int64_t citations;
     bool raw, no_stream, json;
 } ask_options;
 
@@ -29,10 +33,14 @@ typedef struct ask_options {
 
 static const arg_row ask_rows[] = {
     ROW(documents, "--document", 'd', "FILE", ARG_TEXTS,
-        "text, Markdown, HTML or PDF, also gzip-compressed; - is standard input; may be given again"),
+        "text, Markdown, HTML or PDF, also gzip-compressed; - is standard input; may be given again. With --store: "
+        "the name of a document in it"),
+    ROW(store, "--store", 0, "DIR", ARG_TEXT, "ask a document that kvfold ingest has read"),
     ROW(questions, "--question", 'q', "TEXT", ARG_TEXTS, "a question; may be given again"),
     ROW(question_file, "--questions", 0, "FILE", ARG_TEXT, "questions, one per line; - is standard input"),
     ROW(json, "--json", 'j', NULL, ARG_FLAG, "one JSON object per question"),
+    { "--citations", 0, "N", ARG_INT, offsetof(ask_options, citations), "3", 0, 16, NULL,
+      "show at most N passages that the answer was read from" },
     ROW(no_stream, "--no-stream", 0, NULL, ARG_FLAG, "print the answer when it is complete"),
     ROW(raw, "--raw", 0, NULL, ARG_FLAG,
         "the question (or standard input) is the whole prompt: no frame, control tokens are read"),
@@ -46,12 +54,14 @@ static const arg_row ask_rows[] = {
 
 static const arg_command ask_command = {
     .name = "ask",
-    .synopsis = "[-m MODEL] -d FILE [-d FILE...] [options] \"question\"",
+    .synopsis = "[-m MODEL] -d FILE [-d FILE...] | --store DIR [-d NAME] [options] \"question\"",
     .summary = "answer questions about documents",
     .details = "The answer goes to standard output; a line with what it took goes to standard error.\n"
-               "Without a question, and at a terminal, questions are asked for until an empty line.",
+               "Without a question, and at a terminal, questions are asked for until an empty line. After the\n"
+               "answer come the passages that got most attention while it was written, and their share of it.",
     .examples = "  kvfold ask -d contract.pdf \"When can the tenant give notice?\"\n"
                 "  kvfold ask -d a.txt -d b.html -q \"What do they agree on?\" -q \"And where not?\"\n"
+                "  kvfold ask --store books \"Who may upload a package?\"\n"
                 "  man bash | kvfold ask -d - \"What does 'set -e' do?\" --json\n"
                 "  kvfold ask -d policy.txt.gz --questions questions.txt --json > answers.jsonl",
     .operand = "The question is one argument: put it in quotes, and -d before each document.",
@@ -66,21 +76,17 @@ typedef struct ask {
     engine e;
     document *docs; /* [n_docs] */
     size_t n_docs;
-    buffer body;  /* the documents as they stand in the prompt */
+    reading r;    /* with documents: what the prompt begins with */
     buffer asked; /* text of --questions, cut into lines */
 } ask;
 
-static const char *system_text(const ask *a)
-{
-    if (a->o.system) return a->o.system;
-    return a->n_docs ? "You are a helpful assistant. Answer from the given text only."
-                     : "You are a helpful assistant.";
-}
+static bool has_documents(const ask *a) { return a->n_docs || a->o.store; }
 
 /* ---- Input ------------------------------------------------------------------------------ */
 
 static kvf_status open_documents(ask *a, kvf_error *err)
 {
+    if (a->o.store) return KVF_OK;
     size_t n = a->o.documents.n;
     a->docs = calloc(n ? n : 1, sizeof *a->docs);
     if (!a->docs) return report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the documents.");
@@ -96,7 +102,7 @@ static kvf_status open_documents(ask *a, kvf_error *err)
         a->n_docs = i + 1;
         if (a->docs[i].note[0] && !a->eo.quiet) report_note("%s: %s", path, a->docs[i].note);
     }
-    return prompt_documents(&a->body, a->docs, a->n_docs, err);
+    return KVF_OK;
 }
 
 /* Questions of a file: its lines that are not empty. */
@@ -122,8 +128,15 @@ static kvf_status check_options(const ask *a, const arg_texts *operands, kvf_err
 {
     bool question_is_stdin = operands->n && strcmp(operands->v[0], "-") == 0;
     size_t n_stdin = question_is_stdin || (a->o.question_file && strcmp(a->o.question_file, "-") == 0);
-    for (size_t i = 0; i < a->o.documents.n; i++) n_stdin += strcmp(a->o.documents.v[i], "-") == 0;
+    for (size_t i = 0; !a->o.store && i < a->o.documents.n; i++) n_stdin += strcmp(a->o.documents.v[i], "-") == 0;
     if (n_stdin > 1) return report_fail(err, KVF_ERR_ARG, "Standard input (-) can be read once only.");
+    if (a->o.store && (a->o.raw || a->o.tmpl || a->o.system))
+        return report_fail(err, KVF_ERR_ARG,
+                           "%s does not go with --store: a stored document keeps the frame that it was ingested with.",
+                           a->o.raw ? "--raw" : a->o.tmpl ? "--template" : "--system");
+    if (a->o.store && a->o.documents.n > 1)
+        return report_fail(err, KVF_ERR_ARG,
+                           "One document of a store at a time; kvfold ingest --together makes one of several.");
     if (a->o.raw && a->o.documents.n)
         return report_fail(err, KVF_ERR_ARG,
                            "--raw takes the whole prompt from the question; put the document in "
@@ -143,14 +156,13 @@ static kvf_status build_prompt(ask *a, const char *question, token_list *prompt,
         return prompt_tokenize(prompt, a->e.model, question, strlen(question),
                                KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL, err);
     }
+    if (has_documents(a)) return prompt_complete(prompt, &a->e, &a->r.parts, &a->r.prefix, question, err);
     buffer user = { 0 };
-    buffer_add(&user, buffer_text(&a->body), a->body.n);
-    if (a->body.n) buffer_add_text(&user, "\n\n");
     utf8_add_clean(&user, question, strlen(question), UTF8_KEEP);
     buffer_trim_end(&user);
     kvf_status rc = buffer_status(&user, "the prompt", err);
     if (rc == KVF_OK) {
-        kvf_chat_message msgs[] = { { "system", system_text(a), (size_t)-1 },
+        kvf_chat_message msgs[] = { { "system", reading_system(a->o.system, false), (size_t)-1 },
                                     { "user", buffer_text(&user), user.n } };
         rc = prompt_frame(prompt, &a->e, a->o.tmpl, msgs, 2, err);
     }
@@ -158,19 +170,46 @@ static kvf_status build_prompt(ask *a, const char *question, token_list *prompt,
     return rc;
 }
 
-static kvf_status print_json(const ask *a, const answer *ans, const char *question, kvf_error *err)
+static kvf_status print_json(const ask *a, const answer *ans, const char *question, const citation *c, size_t n,
+                             kvf_error *err)
 {
     cJSON *o = answer_json(ans, &a->e);
     json_text(o, "question", a->o.raw ? "" : question, (size_t)-1);
+    cite_json(cJSON_GetObjectItemCaseSensitive(o, "citations"), c, n);
     cJSON *docs = json_array(o, "documents");
-    for (size_t i = 0; i < a->n_docs; i++) {
+    for (size_t i = 0; i < a->r.note.n_sources; i++) {
+        const note_source *s = &a->r.note.sources[i];
         cJSON *d = json_object(docs, NULL);
-        json_text(d, "title", a->docs[i].title, (size_t)-1);
-        json_text(d, "kind", a->docs[i].kind, (size_t)-1);
-        json_int(d, "bytes", (int64_t)a->docs[i].text.n);
-        if (a->docs[i].n_pages) json_int(d, "pages", a->docs[i].n_pages);
+        json_text(d, "title", s->title, (size_t)-1);
+        json_text(d, "kind", s->kind, (size_t)-1);
+        json_int(d, "bytes", (int64_t)s->n);
+        if (s->n_pages) json_int(d, "pages", s->n_pages);
     }
     return json_print(o) ? KVF_OK : report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the JSON output.");
+}
+
+/* Everything after the answer itself, which may be on the screen already. */
+static kvf_status show(ask *a, const answer *ans, const char *question, kvf_error *err)
+{
+    citation c[16];
+    size_t n = reading_cite(&a->r, &a->e, c, (size_t)a->o.citations);
+    kvf_status rc = KVF_OK;
+    if (a->o.json) {
+        rc = print_json(a, ans, question, c, n, err);
+    } else {
+        if (a->o.no_stream) {
+            fwrite(buffer_text(&ans->text), 1, ans->text.n, stdout);
+            putchar('\n');
+        }
+        cite_print(c, n);
+        fflush(stdout);
+        if (!a->eo.quiet) answer_summary(ans);
+    }
+    cite_free(c, n);
+    if (rc == KVF_OK && a->eo.verbose)
+        report_note("backend %s, cpu %s, kernels %s, policy %s", ans->stats.backend, ans->stats.cpu,
+                    ans->stats.kernels, ans->stats.policy);
+    return rc;
 }
 
 static kvf_status ask_one(ask *a, const char *question, kvf_error *err)
@@ -180,23 +219,15 @@ static kvf_status ask_one(ask *a, const char *question, kvf_error *err)
     answer ans;
     memset(&ans, 0, sizeof ans);
     kvf_status rc = build_prompt(a, question, &prompt, err);
+    if (rc == KVF_OK) rc = reading_again(&a->r, &a->e, err);
     if (rc == KVF_OK) {
         answer_request r = { .prompt = &prompt, .max_tokens = a->so.max_tokens, .ignore_eos = a->so.ignore_eos,
                              .start_s = start };
         r.trim = !a->o.raw;
-        r.stop = !a->o.raw && prompt_is_plain(&a->e, a->o.tmpl) ? "\n\n" : NULL;
+        r.stop = !a->o.raw && prompt_is_plain(&a->e, a->o.store ? a->r.note.tmpl : a->o.tmpl) ? "\n\n" : NULL;
         r.stream = !a->o.json && !a->o.no_stream;
         rc = answer_run(&ans, &a->e, &r, err);
-        if (rc == KVF_OK && a->o.json) rc = print_json(a, &ans, question, err);
-        if (rc == KVF_OK && !a->o.json && a->o.no_stream) {
-            fwrite(buffer_text(&ans.text), 1, ans.text.n, stdout);
-            putchar('\n');
-        }
-        fflush(stdout);
-        if (rc == KVF_OK && !a->o.json && !a->eo.quiet) answer_summary(&ans);
-        if (rc == KVF_OK && a->eo.verbose)
-            report_note("backend %s, cpu %s, kernels %s, policy %s", ans.stats.backend, ans.stats.cpu,
-                        ans.stats.kernels, ans.stats.policy);
+        if (rc == KVF_OK) rc = show(a, &ans, question, err);
     }
     answer_free(&ans);
     token_list_free(&prompt);
@@ -255,6 +286,84 @@ static kvf_status gather_questions(ask *a, const arg_texts *operands, kvf_error 
     return KVF_OK;
 }
 
+/* ---- Reading ---------------------------------------------------------------------------- */
+
+/* Tokens that the longest question takes; at the terminal nobody knows yet. */
+static int64_t question_tokens(const ask *a, const char *single)
+{
+    size_t longest = single ? strlen(single) : a->o.questions.n ? 0 : 512;
+    for (size_t i = 0; i < a->o.questions.n; i++) {
+        size_t n = strlen(a->o.questions.v[i]);
+        if (n > longest) longest = n;
+    }
+    return (int64_t)(longest / 3) + 8 + a->r.parts.tail.n;
+}
+
+/* A policy with a memory, by itself where none is named, takes what is beyond the context. */
+static bool needs_store(const ask *a, int64_t n, int64_t n_question)
+{
+    if (a->eo.policy && !engine_has_memory(a->eo.policy)) return false;
+    if (a->eo.policy) {
+        double memory = a->eo.memory ? (double)a->eo.memory : 1073741824.0;
+        return (double)n * (double)a->e.info.kv_bytes_per_token > memory / 2; /* the rest is for the work */
+    }
+    if (a->eo.ctx) return n + n_question > a->eo.ctx;
+    return n + n_question + a->so.max_tokens > a->e.info.n_ctx_train;
+}
+
+static kvf_status read_through_store(ask *a, kvf_error *err)
+{
+    reading *r = &a->r;
+    /* Keys and values, and a tenth more for what finds them again. */
+    double bytes = (double)r->prefix.n * (double)a->e.info.kv_bytes_per_token * 1.1;
+    char n[32], fit[32];
+    kvf_status rc = store_temporary(r->temporary, sizeof r->temporary, (int64_t)bytes, err);
+    if (rc != KVF_OK) return rc;
+    if (!a->eo.quiet)
+        report_note("%s tokens are more than the %s of the context: reading through a temporary store in %s (kvfold "
+                    "ingest would keep it)",
+                    report_count(n, r->prefix.n), report_count(fit, a->eo.ctx ? a->eo.ctx : a->e.info.n_ctx_train),
+                    r->temporary);
+    engine_options eo = a->eo;
+    if (!eo.policy) eo.policy = STORE_POLICY;
+    eo.ctx = 0; /* it said when to take a store */
+    reading_result result;
+    rc = store_open(&r->store, a->e.ctx, r->temporary, KVF_STORE_CREATE, NULL, err);
+    if (rc == KVF_OK) store_temporary_files(r->temporary);
+    if (rc == KVF_OK) rc = engine_open_session(&a->e, &eo, &a->so, err);
+    a->e.folder = r->temporary;
+    if (rc == KVF_OK) rc = reading_ingest(r, &a->e, r->store, "document", &result, err);
+    a->e.folder = NULL;
+    return rc;
+}
+
+static kvf_status read_files(ask *a, const char *single, kvf_error *err)
+{
+    reading_input in = { .docs = a->docs, .paths = &a->o.documents, .tmpl = a->o.tmpl, .system = a->o.system };
+    bool forced = a->eo.policy && !engine_has_memory(a->eo.policy);
+    a->e.n_ctx = a->eo.ctx ? a->eo.ctx : a->e.info.n_ctx_train;
+    kvf_status rc = KVF_OK;
+    for (size_t i = 0; i < a->n_docs && forced && rc == KVF_OK; i++)
+        rc = prompt_check_text(&a->e, buffer_text(&a->docs[i].text), a->docs[i].text.n, err);
+    if (rc == KVF_OK) rc = reading_make(&a->r, &a->e, &in, err);
+    if (rc != KVF_OK) return rc;
+    if (needs_store(a, a->r.prefix.n, question_tokens(a, single))) return read_through_store(a, err);
+    return engine_open_session(&a->e, &a->eo, &a->so, err);
+}
+
+static kvf_status open_stored(ask *a, kvf_error *err)
+{
+    kvf_status rc = store_open(&a->r.store, a->e.ctx, a->o.store, KVF_STORE_READ, NULL, err);
+    kvf_store_info info = { .size = sizeof info };
+    if (rc == KVF_OK) rc = kvf_store_get_info(a->r.store, &info, err);
+    if (rc != KVF_OK) return rc;
+    engine_options eo = a->eo;
+    if (!eo.policy) eo.policy = info.policy && info.policy[0] ? info.policy : STORE_POLICY;
+    rc = engine_open_session(&a->e, &eo, &a->so, err);
+    const char *name = a->o.documents.n ? a->o.documents.v[0] : NULL;
+    return rc == KVF_OK ? reading_load(&a->r, &a->e, name, err) : rc;
+}
+
 static kvf_status ask_run(ask *a, const arg_texts *operands, kvf_error *err)
 {
     kvf_status rc = check_options(a, operands, err);
@@ -269,9 +378,13 @@ static kvf_status ask_run(ask *a, const arg_texts *operands, kvf_error *err)
     if (interactive && !report_is_terminal(stdin))
         return report_fail(err, KVF_ERR_ARG,
                            "There is no question; give it as the last argument, in quotes.");
+    a->eo.passages = a->o.citations > 0 && has_documents(a);
     rc = engine_open(&a->e, &a->eo, err);
-    if (rc == KVF_OK) rc = engine_open_session(&a->e, &a->eo, &a->so, err);
-    if (rc == KVF_OK) rc = prompt_check_text(&a->e, buffer_text(&a->body), a->body.n, err);
+    if (rc != KVF_OK) return rc;
+    if (a->o.store)
+        rc = open_stored(a, err);
+    else
+        rc = a->n_docs ? read_files(a, single, err) : engine_open_session(&a->e, &a->eo, &a->so, err);
     if (rc == KVF_OK && single) rc = ask_one(a, single, err);
     if (rc == KVF_OK && a->o.questions.n) rc = ask_all(a, err);
     if (rc == KVF_OK && interactive) rc = ask_interactive(a, err);
@@ -294,10 +407,11 @@ int cmd_ask(int argc, char **argv)
     kvf_error err = { 0 };
     kvf_status rc = ask_run(&a, &operands, &err);
     int code = rc == KVF_OK ? EXIT_OK : report_status(&err);
+    engine_close_session(&a.e);
+    reading_close(&a.r);
     engine_close(&a.e);
     for (size_t i = 0; i < a.n_docs; i++) doc_close(&a.docs[i]);
     free(a.docs);
-    buffer_free(&a.body);
     buffer_free(&a.asked);
     args_free(groups, &operands);
     return code;

@@ -222,7 +222,7 @@ static kvf_status read_documents(chat *c, kvf_error *err)
             report_note("%s: %s", path, docs[n_open].note);
         n_open++;
     }
-    if (rc == KVF_OK) rc = prompt_documents(&c->body, docs, n, err);
+    if (rc == KVF_OK) rc = prompt_documents(&c->body, docs, n, NULL, err);
     for (size_t i = 0; i < n_open; i++) doc_close(&docs[i]);
     free(docs);
     return rc;

@@ -4,16 +4,18 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "commands.h"
 #include "engine.h"
+#include "inspect_store.h"
 #include "json.h"
 #include "models.h"
 #include "report.h"
 #include "utf8.h"
 
 typedef struct inspect_options {
-    bool json, devices, policies, models;
+    bool json, devices, policies, models, verify;
 } inspect_options;
 
 #define FLAG(field, name, letter, help)                                                                      \
@@ -26,19 +28,21 @@ static const arg_row inspect_rows[] = {
     FLAG(devices, "--devices", 0, "show the processor, its instruction sets and the threads used"),
     FLAG(policies, "--policies", 0, "list the compression policies"),
     FLAG(models, "--models", 0, "list the known models"),
+    FLAG(verify, "--verify", 0, "of a store: read and check all of it; exit code 2 if it is damaged"),
     { 0 },
 };
 
 static const arg_command inspect_command = {
     .name = "inspect",
-    .synopsis = "[MODEL] [-v] [--json]",
-    .summary = "show what is in a model file, or what this machine has",
-    .details = "MODEL is a path or the name of a known model, as for -m. With -v all metadata and tensors "
-               "are listed.",
+    .synopsis = "[MODEL | DIR] [-v] [--json]",
+    .summary = "show what is in a model file or a store, or what this machine has",
+    .details = "MODEL is a path or the name of a known model, as for -m; DIR the folder of a store. With -v all\n"
+               "metadata and tensors are listed.",
     .examples = "  kvfold inspect model.gguf\n"
                 "  kvfold inspect -v qwen2.5-coder-0.5b\n"
+                "  kvfold inspect books --verify\n"
                 "  kvfold inspect --devices --json",
-    .operand = "One model at a time.",
+    .operand = "One model or store at a time.",
     .max_operands = 1,
 };
 
@@ -285,6 +289,12 @@ static int inspect_model(const inspect_options *o, engine_options *eo, const arg
     return code;
 }
 
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 int cmd_inspect(int argc, char **argv)
 {
     inspect_options o = { 0 };
@@ -303,6 +313,11 @@ int cmd_inspect(int argc, char **argv)
     } else if (o.policies) {
         engine_list_policies();
         code = EXIT_OK;
+    } else if (operands.n && is_folder(operands.v[0])) {
+        code = inspect_store(operands.v[0], o.verify, o.json, eo.quiet);
+    } else if (o.verify) {
+        report_error("--verify checks a store: give its folder.");
+        code = EXIT_USAGE;
     } else {
         code = inspect_model(&o, &eo, &operands);
     }

@@ -7,10 +7,13 @@
 #define KVFOLD_TOOLS_COMMANDS_H
 
 int cmd_ask(int argc, char **argv);
+int cmd_ingest(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_perplexity(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_rm(int argc, char **argv);
+int cmd_compact(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 
 #endif

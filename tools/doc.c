@@ -4,6 +4,7 @@
 #include "doc.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -107,6 +108,8 @@ static kvf_status finish(document *d, const doc_bytes *in, kvf_error *err)
     kvf_status rc = buffer_status(&d->text, in->name, err);
     if (rc != KVF_OK) return rc;
     buffer_trim_end(&d->text);
+    for (int64_t i = 0; i < d->n_pages; i++)
+        if (d->page_start[i] > d->text.n) d->page_start[i] = d->text.n;
     if (d->text.n) return KVF_OK;
     if (strcmp(d->kind, "pdf") == 0)
         return report_fail(err, KVF_ERR_FORMAT,
@@ -135,10 +138,12 @@ static kvf_status read_plain(document *d, const doc_bytes *in, const char *name,
         break;
     case DOC_MARKDOWN:
         d->kind = "markdown";
+        d->lines = true;
         rc = doc_read_text(d, in, err);
         break;
     case DOC_TEXT:
         d->kind = "text";
+        d->lines = true;
         rc = doc_read_text(d, in, err);
         break;
     }
@@ -187,5 +192,6 @@ kvf_status doc_open(document *out, const char *path, kvf_error *err)
 void doc_close(document *d)
 {
     buffer_free(&d->text);
+    free(d->page_start);
     memset(d, 0, sizeof *d);
 }

@@ -19,6 +19,9 @@ typedef struct document {
     const char *kind; /* "text", "markdown", "html" or "pdf"; static */
     buffer text;      /* valid UTF-8, lines end with \n, no white space at the end, not empty */
     int64_t n_pages;  /* of a PDF; 0: the format has no pages */
+    size_t *page_start; /* [n_pages] byte of text where page i + 1 begins; a page without text begins with
+                           the one after it. NULL if n_pages is 0; owned */
+    bool lines;         /* lines of text are lines of the file, so a passage can be named by them */
     char note[160];   /* what had to be repaired, one sentence; "" if nothing */
 } document;
 

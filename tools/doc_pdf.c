@@ -4,6 +4,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "doc.h"
@@ -77,22 +78,29 @@ static void set_title(document *d, PopplerDocument *pdf)
     g_free(title);
 }
 
-/* Returns the number of pages with text. */
+/* Returns the number of pages with text; -1: out of memory. */
 static int add_pages(document *d, PopplerDocument *pdf)
 {
     int n = poppler_document_get_n_pages(pdf), n_text = 0;
-    d->n_pages = n > 0 ? n : 0;
+    if (n <= 0) return 0;
+    d->page_start = calloc((size_t)n, sizeof *d->page_start);
+    if (!d->page_start) return -1;
+    d->n_pages = n;
+    int waiting = 0; /* pages from here on have no text and begin with the next that has */
     for (int i = 0; i < n && !d->text.full && !d->text.failed; i++) {
         PopplerPage *page = poppler_document_get_page(pdf, i);
         char *text = page ? poppler_page_get_text(page) : NULL;
         if (text && text[strspn(text, " \n\t\r\f")]) {
-            buffer_printf(&d->text, "%s[page %d]\n", d->text.n ? "\n\n" : "", i + 1);
+            if (d->text.n) buffer_add_text(&d->text, "\n\n");
+            while (waiting <= i) d->page_start[waiting++] = d->text.n;
+            buffer_printf(&d->text, "[page %d]\n", i + 1);
             add_page_text(&d->text, text);
             n_text++;
         }
         g_free(text);
         if (page) g_object_unref(page);
     }
+    while (waiting < n) d->page_start[waiting++] = d->text.n;
     return n_text;
 }
 
@@ -122,7 +130,8 @@ kvf_status doc_read_pdf(document *d, const doc_bytes *in, kvf_error *err)
                          "with qpdf.",
                          in->name, why ? why->message : "unreadable");
     if (why) g_error_free(why);
-    if (rc == KVF_OK && n_text && n_text < d->n_pages)
+    if (n_text < 0) rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the pages of '%s'.", in->name);
+    if (rc == KVF_OK && n_text > 0 && n_text < d->n_pages)
         snprintf(d->note, sizeof d->note, "%lld of %lld pages hold no text (pictures?)",
                  (long long)(d->n_pages - n_text), (long long)d->n_pages);
     return rc;

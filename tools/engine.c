@@ -11,6 +11,7 @@
 #include "interrupt.h"
 #include "models.h"
 #include "report.h"
+#include "store.h"
 
 #define ROW(T, field, name, letter, value, type, def, min, max, help)                                        \
     {                                                                                                        \
@@ -43,10 +44,11 @@ const arg_row engine_session_rows[] = {
         "most tokens held at once; 0: what the model was trained for (default)"),
     ROW(engine_options, batch, "--batch", 'b', "N", ARG_INT, NULL, 0, 65536,
         "tokens computed together while reading; 0: the best for this processor (default)"),
-    ROW(engine_options, policy, "--policy", 0, "SPEC", ARG_TEXT, "full", 0, 0,
-        "how the cache is compressed; full: nothing is dropped. kvfold inspect --policies lists them"),
-    ROW(engine_options, kv_gib, "--kv-memory", 0, "GIB", ARG_REAL, NULL, 0, 1 << 20,
-        "most memory for keys and values, in GiB; 0: as much as --ctx needs (default)"),
+    ROW(engine_options, policy, "--policy", 0, "SPEC", ARG_TEXT, NULL, 0, 0,
+        "what attention reads (default: full, everything; with a store infllm, the recent tokens and the "
+        "passages that matter). kvfold inspect --policies lists them"),
+    ROW(engine_options, memory, "--memory", 0, "SIZE", ARG_SIZE, NULL, 0, 4e18,
+        "most memory for keys and values, as 800M or 2G; 0: as much as --ctx needs, 1G with a store (default)"),
     { 0 },
 };
 
@@ -106,8 +108,15 @@ kvf_status engine_open(engine *e, const engine_options *o, kvf_error *err)
 static int on_progress(void *user, int64_t done, int64_t total)
 {
     engine *e = user;
+    if (e->folder && progress_due(&e->bar, done, total)) e->bar.bytes = store_disk_bytes(e->folder);
     progress_update(&e->bar, done, total);
     return interrupt_seen();
+}
+
+bool engine_has_memory(const char *policy)
+{
+    size_t n = policy ? strcspn(policy, ":") : 0;
+    return n == strlen(STORE_POLICY) && strncmp(policy, STORE_POLICY, n) == 0;
 }
 
 kvf_status engine_open_session(engine *e, const engine_options *o, const sampling_options *sampling,
@@ -117,8 +126,9 @@ kvf_status engine_open_session(engine *e, const engine_options *o, const samplin
     kvf_session_params_init(&p);
     p.n_ctx = o->ctx;
     p.n_batch = o->batch;
-    p.kv_bytes = (size_t)(o->kv_gib * 1073741824.0);
-    p.policy = o->policy;
+    p.kv_bytes = (size_t)o->memory;
+    if (o->policy) p.policy = o->policy;
+    p.passages = o->passages;
     p.progress = on_progress;
     p.user = e;
     if (sampling) {
@@ -130,8 +140,9 @@ kvf_status engine_open_session(engine *e, const engine_options *o, const samplin
         p.sampling.repeat_last_n = (int32_t)sampling->repeat_last_n;
         p.sampling.seed = (uint64_t)sampling->seed;
     }
-    e->n_ctx = o->ctx ? o->ctx : e->info.n_ctx_train;
-    if (e->n_ctx > e->info.n_ctx_train && e->info.n_ctx_train > 0 && !o->quiet)
+    bool any_length = engine_has_memory(o->policy);
+    e->n_ctx = o->ctx ? o->ctx : any_length ? INT64_MAX : e->info.n_ctx_train;
+    if (!any_length && e->n_ctx > e->info.n_ctx_train && e->info.n_ctx_train > 0 && !o->quiet)
         report_note(
             "--ctx %lld is more than the %lld tokens this model was trained for; answers get worse past "
             "them.",

@@ -15,9 +15,9 @@
 
 typedef struct engine_options {
     const char *model, *cpu, *precision, *policy;
-    int64_t threads, batch, ctx;
-    double kv_gib;
+    int64_t threads, batch, ctx, memory;
     bool yes, quiet, verbose;
+    bool passages; /* note where attention goes; set by commands that cite */
 } engine_options;
 
 typedef struct sampling_options {
@@ -27,7 +27,7 @@ typedef struct sampling_options {
 } sampling_options;
 
 extern const arg_row engine_model_rows[];    /* -m -t --cpu --precision --yes --quiet --verbose */
-extern const arg_row engine_session_rows[];  /* -c -b --policy --kv-memory */
+extern const arg_row engine_session_rows[];  /* -c -b --policy --memory */
 extern const arg_row engine_sampling_rows[]; /* of sampling_options */
 
 typedef struct engine {
@@ -35,7 +35,8 @@ typedef struct engine {
     kvf_model *model;
     kvf_session *session;
     kvf_model_info info;
-    int64_t n_ctx; /* tokens the session may hold */
+    int64_t n_ctx; /* tokens the session may hold; INT64_MAX: no limit */
+    const char *folder; /* of the store that is being written, for the bar; NULL: none */
     progress bar;
     bool quiet;
 } engine;
@@ -43,7 +44,10 @@ typedef struct engine {
 /* Start the context and open the model. The default of --cpu is the environment's KVFOLD_CPU. */
 kvf_status engine_open(engine *e, const engine_options *o, kvf_error *err);
 
-/* Open the session; sampling NULL: greedy. A signal stops it from now on. */
+/* True if sessions with this policy keep what they do not attend to in a store: any length fits. */
+bool engine_has_memory(const char *policy);
+
+/* Open the session with o->policy, NULL: full attention; sampling NULL: greedy. A signal stops it from now on. */
 kvf_status engine_open_session(engine *e, const engine_options *o, const sampling_options *sampling,
                                kvf_error *err);
 

@@ -6,12 +6,18 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include "report.h"
 
 static atomic_int seen;
 static _Atomic(kvf_session *) running;
+
+/* What a signal shall remove: files after the folder that they are in. */
+enum { MAX_REMOVE = 8 };
+static char remove_path[MAX_REMOVE][4096];
+static atomic_int n_remove;
 
 static void on_signal(int sig)
 {
@@ -22,6 +28,8 @@ static void on_signal(int sig)
         static const char text[] = "\nkvfold: interrupted\n";
         ssize_t n = write(STDERR_FILENO, text, sizeof text - 1);
         (void)n;
+        for (int i = atomic_load(&n_remove); i > 0; i--)
+            if (unlink(remove_path[i - 1]) != 0) rmdir(remove_path[i - 1]);
         _exit(EXIT_INTERRUPTED);
     }
     kvf_session_cancel(s);
@@ -34,6 +42,14 @@ void interrupt_install(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+}
+
+void interrupt_remove(const char *path)
+{
+    int n = atomic_load(&n_remove);
+    if (path && n == MAX_REMOVE) return;
+    if (path) snprintf(remove_path[n], sizeof remove_path[n], "%s", path);
+    atomic_store(&n_remove, path ? n + 1 : 0);
 }
 
 void interrupt_attach(kvf_session *session) { atomic_store(&running, session); }

@@ -20,6 +20,10 @@ void interrupt_attach(kvf_session *session);
 /* A signal has come since the last interrupt_clear(). */
 bool interrupt_seen(void);
 
+/* A file or folder to remove when a signal ends the program at once; at most 8, in this order last to
+ * first. NULL: forget all. */
+void interrupt_remove(const char *path);
+
 /* Forget it: an interactive command goes on with the next question. */
 void interrupt_clear(void);
 

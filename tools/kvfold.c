@@ -20,10 +20,13 @@ typedef struct subcommand {
 
 static const subcommand subcommands[] = {
     { "ask", cmd_ask, "answer questions about documents" },
+    { "ingest", cmd_ingest, "read documents into a store, to be asked about at once" },
     { "chat", cmd_chat, "talk with a model, about documents if you like" },
     { "tokenize", cmd_tokenize, "show the tokens of a text" },
     { "perplexity", cmd_perplexity, "measure how well a model predicts a text" },
-    { "inspect", cmd_inspect, "show what is in a model file, or what this machine has" },
+    { "inspect", cmd_inspect, "show what is in a model file or a store, or what this machine has" },
+    { "rm", cmd_rm, "remove documents from a store" },
+    { "compact", cmd_compact, "give the space of removed documents back to the disk" },
     { "bench", cmd_bench, "measure the speed of reading and writing" },
 };
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };
@@ -40,6 +43,8 @@ static void print_help(FILE *out)
           "  -V, --version  show the version\n"
           "\nExamples:\n"
           "  kvfold ask -d contract.pdf \"When can the tenant give notice?\"\n"
+          "  kvfold ingest --store books -d policy.pdf.gz\n"
+          "  kvfold ask --store books \"Who may upload a package?\"\n"
           "  kvfold chat -d manual.html\n"
           "  kvfold bench -p 512 -n 128\n"
           "\nExit codes: 0 done, 1 failed, 2 unusable options or input, 130 interrupted.\n",

@@ -30,19 +30,26 @@ static int columns(void)
 
 void progress_start(progress *p, const char *label, bool quiet)
 {
-    *p = (progress){ .label = label, .on = !quiet && report_is_terminal(stderr), .start_s = clock_s() };
+    *p = (progress){ .label = label, .unit = "tokens", .on = !quiet && report_is_terminal(stderr), .start_s = clock_s() };
 }
 
 void progress_format(char *out, int cap, const progress *p, int64_t done, int64_t total, int width)
 {
-    char a[32], b[32], text[160];
-    double elapsed = p->last_s - p->start_s;
-    double rate = elapsed > 0 ? (double)done / elapsed : 0;
-    int n = snprintf(text, sizeof text, " %3d%%  %s/%s tokens", total > 0 ? (int)(done * 100 / total) : 0,
-                     report_count(a, done), report_count(b, total));
-    if (done > 0 && n > 0 && n < (int)sizeof text) {
-        int left = rate > 0 ? (int)((double)(total - done) / rate + 0.5) : 0;
-        snprintf(text + n, sizeof text - (size_t)n, "  %.0f/s  ETA %d:%02d", rate, left / 60, left % 60);
+    char a[32], b[32], disk[32], text[200];
+    double elapsed = p->last_s - (p->timed ? p->first_s : p->start_s);
+    double rate = elapsed > 0 ? (double)(done - p->first) / elapsed : 0;
+    int n = snprintf(text, sizeof text, " %3d%%  %s/%s %s", total > 0 ? (int)(done * 100 / total) : 0,
+                     report_count(a, done), report_count(b, total), p->unit ? p->unit : "tokens");
+    if (p->bytes > 0 && n > 0)
+        n += snprintf(text + n, sizeof text - (size_t)n, "  %s", report_bytes(disk, (double)p->bytes));
+    if (done > p->first && n > 0 && n < (int)sizeof text) {
+        double wait = rate > 0 ? (double)(total - done) / rate + 0.5 : 0;
+        int left = wait < 359999 ? (int)wait : 359999; /* 99 hours, 59 minutes */
+        if (left >= 3600)
+            snprintf(text + n, sizeof text - (size_t)n, "  %.0f/s  ETA %d:%02d:%02d", rate, left / 3600,
+                     left / 60 % 60, left % 60);
+        else
+            snprintf(text + n, sizeof text - (size_t)n, "  %.0f/s  ETA %d:%02d", rate, left / 60, left % 60);
     }
     int bar = width - 1 - (int)strlen(p->label) - 3 - (int)strlen(text);
     if (bar > 40) bar = 40;
@@ -55,12 +62,20 @@ void progress_format(char *out, int cap, const progress *p, int64_t done, int64_
              bar - full, "", text);
 }
 
+bool progress_due(const progress *p, int64_t done, int64_t total)
+{
+    return p->on && total >= MIN_TOKENS && (!p->drawn || clock_s() - p->last_s >= 0.1 || done >= total);
+}
+
 void progress_update(progress *p, int64_t done, int64_t total)
 {
-    double now = clock_s();
-    if (total < MIN_TOKENS) return;
-    if (!p->on || (p->drawn && now - p->last_s < 0.1 && done < total)) return;
-    p->last_s = now;
+    if (!p->timed) {
+        p->timed = true;
+        p->first = done;
+        p->first_s = clock_s();
+    }
+    if (!progress_due(p, done, total)) return;
+    p->last_s = clock_s();
     char line[256];
     int width = columns();
     progress_format(line, sizeof line, p, done, total, width < 200 ? width : 200);

@@ -61,7 +61,9 @@ int report_exit_code(kvf_status status)
     case KVF_ERR_FORMAT:
     case KVF_ERR_UNSUPPORTED:
     case KVF_ERR_NOT_FOUND:
-    case KVF_ERR_LIMIT: return EXIT_USAGE;
+    case KVF_ERR_LIMIT:
+    case KVF_ERR_STATE: /* of a store: a name that is taken, a document not read to its end */
+    case KVF_ERR_MISMATCH: return EXIT_USAGE;
     case KVF_ERR_CANCELLED: return EXIT_INTERRUPTED;
     default: return EXIT_FAILED;
     }

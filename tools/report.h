@@ -16,7 +16,7 @@
 enum {
     EXIT_OK = 0,
     EXIT_FAILED = 1,       /* the machine failed: memory, a write, a bug */
-    EXIT_USAGE = 2,        /* the user's input cannot be used: options, files, lengths */
+    EXIT_USAGE = 2,        /* the user's input cannot be used: options, files, stores */
     EXIT_INTERRUPTED = 130 /* Ctrl-C or SIGTERM */
 };
 
