@@ -11,6 +11,9 @@ install(TARGETS kvfold EXPORT kvfoldTargets
 # The static library is not exported: it would drag the object library and the warning flags of
 # the build along. kvfoldConfig.cmake describes it in three lines instead.
 install(TARGETS kvfold_static ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(TARGET kvfold_faiss)
+  install(TARGETS kvfold_faiss LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}) # beside the library: it looks there
+endif()
 install(DIRECTORY include/kvfold DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 install(PROGRAMS scripts/fetch_model.py DESTINATION ${CMAKE_INSTALL_DATADIR}/kvfold)
 install(FILES LICENSE README.md CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR})

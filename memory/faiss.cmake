@@ -1,14 +1,11 @@
 # FAISS, the index of another library: KVF_FAISS is AUTO (taken where it is found), ON (an error where
-# it is not) or OFF. Sets KVF_FAISS_STATIC_LIBS, what a program that links libkvfold.a needs besides.
-#
-# It is linked, not loaded on first use: that costs a program 2.7 ms and 6 MB at its start
-# (docs/methods/index.md).
+# it is not) or OFF. It lives in a module of its own, libkvfold_faiss, which the library loads on first
+# use; why: faiss_load.c.
 #
 # SPDX-License-Identifier: Apache-2.0
 set(KVF_FAISS AUTO CACHE STRING "Indexes of FAISS: AUTO, ON or OFF")
 set_property(CACHE KVF_FAISS PROPERTY STRINGS AUTO ON OFF)
 
-add_library(kvf_faiss INTERFACE)
 set(kvf_faiss_found FALSE)
 if(NOT KVF_FAISS STREQUAL "OFF")
   find_package(OpenMP QUIET COMPONENTS C CXX)
@@ -24,37 +21,37 @@ if(NOT KVF_FAISS STREQUAL "OFF")
   endif()
 endif()
 
-target_sources(kvfold_objects PRIVATE ${CMAKE_CURRENT_LIST_DIR}/faiss_gate.c)
-if(kvf_faiss_found)
-  set(kvf_faiss_c ${CMAKE_CURRENT_LIST_DIR}/faiss_index.c)
-  set(kvf_faiss_bridge ${CMAKE_CURRENT_LIST_DIR}/faiss_bridge.cpp)
-  target_sources(kvfold_objects PRIVATE ${kvf_faiss_c})
-  target_include_directories(kvfold_objects SYSTEM PRIVATE ${KVF_FAISS_INCLUDE})
-  # For omp.h alone; no file of ours holds a parallel region.
-  set_source_files_properties(${kvf_faiss_c} TARGET_DIRECTORY kvfold_objects
-    PROPERTIES COMPILE_OPTIONS "${OpenMP_C_FLAGS}")
-  find_library(KVF_FAISS_C_LIBRARY faiss_c)
-  if(KVF_FAISS_C_LIBRARY)
-    message(STATUS "FAISS: ${KVF_FAISS_C_LIBRARY}")
-    target_link_libraries(kvf_faiss INTERFACE ${KVF_FAISS_C_LIBRARY})
-    set(KVF_FAISS_STATIC_LIBS -lfaiss_c)
-  else()
-    message(STATUS "FAISS: with the bridge to its C API")
-    target_sources(kvfold_objects PRIVATE ${kvf_faiss_bridge})
-    set_source_files_properties(${kvf_faiss_c} ${kvf_faiss_bridge} TARGET_DIRECTORY kvfold_objects
-      PROPERTIES COMPILE_DEFINITIONS KVF_FAISS_BRIDGE)
-  endif()
-  # A static libfaiss carries no list of what it needs for those who link without CMake.
-  list(APPEND KVF_FAISS_STATIC_LIBS -lfaiss -llapack -lblas -lgomp -lstdc++)
-  target_link_libraries(kvf_faiss INTERFACE faiss $<LINK_ONLY:OpenMP::OpenMP_CXX>)
-  if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
-    set(kvf_faiss_hide "LINKER:--exclude-libs,libfaiss.a:libfaiss_c.a"
-                       "LINKER:--version-script=${CMAKE_CURRENT_LIST_DIR}/faiss.map")
-    target_link_options(kvf_faiss INTERFACE
-      "$<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,SHARED_LIBRARY>:${kvf_faiss_hide}>")
-  endif()
-else()
+set(kvf_memory ${CMAKE_CURRENT_LIST_DIR})
+target_sources(kvfold_objects PRIVATE ${kvf_memory}/faiss_gate.c)
+if(NOT kvf_faiss_found)
   message(STATUS "FAISS: not built in")
-  target_sources(kvfold_objects PRIVATE ${CMAKE_CURRENT_LIST_DIR}/faiss_none.c)
+  target_sources(kvfold_objects PRIVATE ${kvf_memory}/faiss_none.c)
+  return()
 endif()
-list(JOIN KVF_FAISS_STATIC_LIBS " " KVF_FAISS_PC_LIBS)
+
+# FAISS's C API: libfaiss_c, or the bridge where there are only its headers.
+add_library(kvf_faiss_c INTERFACE)
+target_include_directories(kvf_faiss_c SYSTEM INTERFACE ${KVF_FAISS_INCLUDE})
+target_link_libraries(kvf_faiss_c INTERFACE faiss OpenMP::OpenMP_C OpenMP::OpenMP_CXX)
+find_library(KVF_FAISS_C_LIBRARY faiss_c)
+if(KVF_FAISS_C_LIBRARY)
+  message(STATUS "FAISS: ${KVF_FAISS_C_LIBRARY}")
+  target_link_libraries(kvf_faiss_c INTERFACE ${KVF_FAISS_C_LIBRARY})
+else()
+  message(STATUS "FAISS: with the bridge to its C API")
+  target_sources(kvf_faiss_c INTERFACE ${kvf_memory}/faiss_bridge.cpp)
+  target_compile_definitions(kvf_faiss_c INTERFACE KVF_FAISS_BRIDGE)
+endif()
+
+target_sources(kvfold_objects PRIVATE ${kvf_memory}/faiss_load.c)
+
+# It shares no object with the library, but what it needs of base/ compiled a second time: an archive
+# linked into a program exports nothing that a module could use.
+add_library(kvfold_faiss MODULE ${kvf_memory}/faiss_index.c ${kvf_memory}/faiss_gate.c
+  ${PROJECT_SOURCE_DIR}/src/base/error.c ${PROJECT_SOURCE_DIR}/src/base/mem.c)
+target_include_directories(kvfold_faiss PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_link_libraries(kvfold_faiss PRIVATE kvf_flags kvf_faiss_c)
+set_target_properties(kvfold_faiss PROPERTIES PREFIX lib SUFFIX .so LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR})
+if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  target_link_options(kvfold_faiss PRIVATE LINKER:--version-script=${kvf_memory}/faiss.map)
+endif()

@@ -350,7 +350,7 @@ static kvf_status make(faiss_index *f, const char *kind, const char *given, int3
     return KVF_OK;
 }
 
-kvf_status kvf_faiss_open(kvf_index **out, const char *kind, int32_t dim, const kvf_mem *mem, kvf_error *err)
+kvf_status kvf_faiss_module_open_1(kvf_index **out, const char *kind, int32_t dim, const kvf_mem *mem, kvf_error *err)
 {
     char own_kind[KIND_MAX + 1];
     *out = NULL;

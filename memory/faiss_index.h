@@ -19,8 +19,14 @@
  * estimates it. One thread at a time; FAISS's parallel loops run on the calling thread alone.
  *
  * Errors: ARG (a kind that FAISS does not know, with its sentence; one that ranks by another measure),
- * NOMEM, UNSUPPORTED (built without FAISS). */
+ * NOMEM, UNSUPPORTED (built without FAISS, or its module cannot be loaded). */
 kvf_status kvf_faiss_open(kvf_index **out, const char *kind, int32_t dim, const kvf_mem *mem, kvf_error *err);
+
+/* The same inside the module libkvfold_faiss, which faiss_load.c opens. The number rises when kv/index.h,
+ * kvf_mem or kvf_error changes. */
+#define KVF_FAISS_MODULE_OPEN "kvf_faiss_module_open_1"
+KVF_API kvf_status kvf_faiss_module_open_1(kvf_index **out, const char *kind, int32_t dim, const kvf_mem *mem,
+                                           kvf_error *err);
 
 /* ---- How good is it? (faiss_gate.c, in every build) ----------------------------------------- */
 

@@ -30,7 +30,7 @@ LAYERS = [
     ("src/backend/", 2, LIBC_ONLY + ["base/"]),
     ("src/policy/", 3, LIBC_ONLY + ["base/"]),
     ("src/kv/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "policy/policy.h"]),
-    ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "policy/", "memory/store.h"]),
+    ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "policy/", "memory/store.h", "memory/faiss_index.h"]),
     ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "policy/", "model/", "memory/store.h"]),
     ("cuda/", 2, LIBC_ONLY + ["base/", "backend/backend.h"]),
     ("memory/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "kv/tier.h", "kv/index.h", "memory/"]),

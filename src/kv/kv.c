@@ -41,6 +41,8 @@ void kvf_kv_close(kvf_kv *kv)
     kvf_kv_truncate(kv, 0);
     kvf_far_close(kv);
     kvf_free(kvf_kv_mem(kv), kv->mass);
+    kvf_free(kvf_kv_mem(kv), kv->prior);
+    kvf_free(kvf_kv_mem(kv), kv->noted);
     kvf_free(kvf_kv_mem(kv), kv->mass_row);
     kvf_free(kvf_kv_mem(kv), kv->chosen_block);
     kvf_free(kvf_kv_mem(kv), kv->slots);
@@ -307,11 +309,13 @@ kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err
 kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err)
 {
     kv->n_key += n_tok;
+    kv->n_last += kv->track;
     if (!kv->far) return KVF_OK;
     kvf_status rc = kvf_far_digest(kv, err);
     if (rc >= 0) rc = kvf_far_seal(kv, err);
     if (rc < 0) {
         kv->n_key -= n_tok;
+        kvf_far_digest_cut(kv, kv->n_key);
         return rc;
     }
     kvf_far_drop_window(kv);
@@ -385,16 +389,3 @@ void kvf_kv_get_counters(const kvf_kv *kv, kvf_kv_counters *out)
 }
 
 void kvf_kv_reset_counters(kvf_kv *kv) { kv->count = (kvf_kv_counters){ 0 }; }
-
-void kvf_kv_track(kvf_kv *kv, bool on)
-{
-    kv->track = on;
-    kv->n_mass = 0;
-    if (kv->mass) memset(kv->mass, 0, (size_t)kv->cap_mass * sizeof *kv->mass);
-}
-
-const float *kvf_kv_tracked(const kvf_kv *kv, int64_t *n)
-{
-    *n = kv->n_mass;
-    return kv->n_mass > 0 ? kv->mass : NULL;
-}

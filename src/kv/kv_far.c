@@ -133,26 +133,57 @@ static kvf_status reserve_mass_row(kvf_kv *kv, int64_t n, kvf_error *err)
     return KVF_OK;
 }
 
-kvf_status kvf_kv_note_mass(kvf_kv *kv, const kvf_kv_note *n, kvf_error *err)
+/* Attention of query `row` over the list, added to *sums. */
+static kvf_status note_row(kvf_kv *kv, const kvf_kv_note *n, int64_t row, float **sums, int64_t *cap, kvf_error *err)
 {
     enum { RUNS = KVF_BLOCK / KVF_TRACK_TOKENS };
-    kvf_attn_args last = *n->attn;
-    int64_t skip = last.n_tok - 1, width = (int64_t)last.n_head * last.head_dim;
-    last.q += skip * width;
-    last.lse += skip * last.n_head;
-    last.q_first += skip;
-    last.n_tok = 1;
+    kvf_attn_args one = *n->attn;
+    one.q += row * one.n_head * one.head_dim;
+    one.lse += row * one.n_head;
+    one.q_first += row;
+    one.n_tok = 1;
     KVF_TRY(reserve_mass_row(kv, n->n_entry * KVF_BLOCK, err));
-    kvf_attn_mass_args a = { .attn = &last, .sum_heads = true, .mass = kv->mass_row };
+    kvf_attn_mass_args a = { .attn = &one, .sum_heads = true, .mass = kv->mass_row };
     KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &a, err));
     for (int64_t e = 0; e < n->n_entry; e++) {
         int64_t run = (n->blocks ? n->blocks[e] : n->first_block + e) * RUNS;
-        void *mass = kv->mass;
-        KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &mass, &kv->cap_mass, run + RUNS, sizeof(float), err));
-        kv->mass = mass;
+        void *grown = *sums;
+        KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &grown, cap, run + RUNS, sizeof(float), err));
+        *sums = grown;
         if (run + RUNS > kv->n_mass) kv->n_mass = run + RUNS;
-        for (int i = 0; i < KVF_BLOCK; i++) kv->mass[run + i / KVF_TRACK_TOKENS] += kv->mass_row[e * KVF_BLOCK + i];
+        for (int i = 0; i < KVF_BLOCK; i++) (*sums)[run + i / KVF_TRACK_TOKENS] += kv->mass_row[e * KVF_BLOCK + i];
     }
+    return KVF_OK;
+}
+
+kvf_status kvf_kv_note_mass(kvf_kv *kv, const kvf_kv_note *n, kvf_error *err)
+{
+    int64_t rows = n->attn->n_tok;
+    KVF_TRY(note_row(kv, n, rows - 1, &kv->mass, &kv->cap_mass, err));
+    return rows > 1 && kv->n_last == 0 ? note_row(kv, n, 0, &kv->prior, &kv->cap_prior, err) : KVF_OK;
+}
+
+void kvf_kv_track(kvf_kv *kv, bool on)
+{
+    kv->track = on;
+    kv->n_mass = kv->n_last = 0;
+    if (kv->mass) memset(kv->mass, 0, (size_t)kv->cap_mass * sizeof *kv->mass);
+    if (kv->prior) memset(kv->prior, 0, (size_t)kv->cap_prior * sizeof *kv->prior);
+}
+
+kvf_status kvf_kv_tracked(kvf_kv *kv, const float **mass, int64_t *n, kvf_error *err)
+{
+    *mass = NULL;
+    *n = kv->n_last > 0 ? kv->n_mass : 0;
+    if (*n == 0) return KVF_OK;
+    void *out = kv->noted;
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &out, &kv->cap_noted, *n, sizeof(float), err));
+    kv->noted = out;
+    for (int64_t i = 0; i < *n; i++) {
+        float x = i < kv->cap_mass ? kv->mass[i] / (float)kv->n_last : 0, before = i < kv->cap_prior ? kv->prior[i] : 0;
+        kv->noted[i] = x > before ? x - before : 0;
+    }
+    *mass = kv->noted;
     return KVF_OK;
 }
 

@@ -83,8 +83,11 @@ struct kvf_kv {
     kvf_kv_counters count;
 
     bool track;
-    float *mass;      /* [cap_mass] per run of KVF_TRACK_TOKENS tokens */
-    int64_t n_mass, cap_mass;
+    float *mass;      /* [cap_mass] per run of KVF_TRACK_TOKENS tokens, from last queries */
+    float *prior;     /* [cap_prior] the same from the first query of the first chunk noted */
+    float *noted;     /* [cap_noted] what kvf_kv_tracked hands out */
+    int64_t n_mass, cap_mass, cap_prior, cap_noted;
+    int64_t n_last;   /* last queries noted, whole chunks */
     float *mass_row;  /* scratch, one per key of a list */
     int64_t cap_mass_row;
     float *mass_lse;  /* backend memory [cap_mass_lse][n_head] (a plain sequence) */

@@ -101,6 +101,8 @@ typedef struct reading {
     kvf_writer *writer;
     kvf_tier *tier;
     int64_t n, n_have;       /* tokens of the document; in the store when it began */
+    bool rebuild;            /* representatives have to be made again */
+    bool computed;           /* something was */
     int64_t n_put;           /* groups handed over, counted from the document's start */
     int64_t n_done;          /* groups the writer no longer reads */
     void *slots[IN_FLIGHT], *digests[IN_FLIGHT], *rows[IN_FLIGHT]; /* rows: where each block's digests lie */
@@ -167,7 +169,7 @@ static kvf_status finish(reading *r, kvf_error *err)
 {
     size_t n = kvf_kv_tail_bytes(r->s->kv);
     void *tail = NULL;
-    if (n > 0 && r->n_have < r->n) {
+    if (n > 0 && r->computed) {
         KVF_TRY(kvf_mem_get(r->s->mem, &tail, n, 1, err));
         kvf_kv_tail_save(r->s->kv, tail);
     }
@@ -181,12 +183,10 @@ static kvf_status read_document(reading *r, const kvf_ingest *in, kvf_error *err
 {
     kvf_session *s = r->s;
     KVF_TRY(get_buffers(r, err));
-    /* Representatives depend on all queries: then everything is computed again, and only the groups that
-     * are missing are written. */
-    bool rebuild = kvf_kv_tail_bytes(s->kv) > 0;
     kvf_timeline_empty(s);
-    int64_t start = rebuild ? 0 : r->n_have;
-    r->n_put = r->n_done = r->n_have / KVF_GROUP_TOKENS;
+    int64_t start = r->rebuild ? 0 : r->n_have;
+    r->computed = true;
+    r->n_put = r->n_done = (r->n_have + (r->n_have == r->n ? KVF_GROUP_TOKENS - 1 : 0)) / KVF_GROUP_TOKENS;
     s->n_reused += start;
     KVF_TRY(set_tokens(s, in->tokens, in->n, err));
     KVF_TRY(kvf_kv_load(s->kv, r->tier, start, err));
@@ -194,6 +194,19 @@ static kvf_status read_document(reading *r, const kvf_ingest *in, kvf_error *err
     kvf_status rc = read_chunks(r, err);
     s->prefill_ms += kvf_timeline_ms() - begin;
     return rc;
+}
+
+/* Representatives depend on all queries that passed: unless the store has them with the document's end,
+ * everything is computed again, and only the groups that are missing are written. */
+static kvf_status needs_tail(reading *r, kvf_error *err)
+{
+    void *tail = NULL;
+    size_t n = 0;
+    if (kvf_kv_tail_bytes(r->s->kv) == 0) return KVF_OK;
+    if (r->n_have == r->n) KVF_TRY(kvf_store_read_tail(r->tier, &tail, &n, err));
+    kvf_free(r->s->mem, tail);
+    r->rebuild = n == 0;
+    return KVF_OK;
 }
 
 static kvf_status check_ingest(kvf_session *s, const kvf_ingest *in, kvf_error *err)
@@ -219,10 +232,10 @@ kvf_status kvf_timeline_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *
     KVF_TRY(kvf_writer_open(&r.writer, st, &doc, &r.n_have, err));
     r.tier = kvf_writer_tier(r.writer);
     s->n_prompt += in->n;
-    kvf_status rc = KVF_OK;
-    if (r.n_have < in->n)
+    kvf_status rc = needs_tail(&r, err);
+    if (rc >= 0 && (r.n_have < in->n || r.rebuild))
         rc = read_document(&r, in, err);
-    else
+    else if (rc >= 0)
         s->n_reused += in->n;
     if (rc >= 0) rc = finish(&r, err);
     /* The writer reads slots until it is closed, and its tier ends with it. */
@@ -252,7 +265,7 @@ static double run_sum(const float *mass, int64_t first, int64_t end, int64_t *pe
     return sum;
 }
 
-kvf_status kvf_timeline_passages(const kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap,
+kvf_status kvf_timeline_passages(kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap,
                                  int64_t *n, kvf_error *err)
 {
     enum { RUN = KVF_TRACK_TOKENS, RUNS = KVF_BLOCK / RUN };
@@ -260,7 +273,8 @@ kvf_status kvf_timeline_passages(const kvf_session *s, int64_t first, int64_t en
     if (!s->passages)
         return kvf_fail(err, KVF_ERR_STATE, "this session does not note where answers look; open it with passages = 1");
     int64_t n_run, run0 = (first + RUN - 1) / RUN, run1 = (end + RUN - 1) / RUN, peak;
-    const float *mass = kvf_kv_tracked(s->kv, &n_run);
+    const float *mass;
+    KVF_TRY(kvf_kv_tracked(s->kv, &mass, &n_run, err));
     if (run1 > n_run) run1 = n_run;
     if (!mass || run0 >= run1) return KVF_OK;
     double all = run_sum(mass, run0, run1, &peak);

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "memory/faiss_index.h"
+
 /* Rows of logits computed at once when every position is scored: enough to reuse the weights of
  * the output layer, few enough for a vocabulary of 262144 (32 MiB). */
 enum { SCORE_ROWS = 32 };
@@ -34,7 +36,7 @@ static kvf_status open_memory(kvf_session *s, const kvf_memory *m, kvf_error *er
     void *windows;
     KVF_TRY(kvf_mem_get(s->mem, &windows, (size_t)hp->n_layer, sizeof(int32_t), err));
     for (int32_t l = 0; l < hp->n_layer; l++) ((int32_t *)windows)[l] = kvf_layer_is_sliding(hp, l) ? hp->window : 0;
-    kvf_kv_memory_params p = { .memory = *m, .layer_window = windows };
+    kvf_kv_memory_params p = { .memory = *m, .layer_window = windows, .index_open = kvf_faiss_open };
     for (int i = 0; i < 2; i++) {
         const double *freq = s->m->inv_freq[i] ? s->m->inv_freq[i] : s->m->inv_freq[0];
         p.rope[i] = (kvf_kv_rope){ freq, hp->n_rot, hp->rope_kind, i == 0 ? hp->rope_mscale : 1 };

@@ -54,7 +54,7 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
 kvf_status kvf_timeline_shape(const kvf_session *s, kvf_store_shape *out, kvf_error *err);
 kvf_status kvf_timeline_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *in, kvf_error *err);
 kvf_status kvf_timeline_load(kvf_session *s, kvf_store *st, const char *name, kvf_error *err);
-kvf_status kvf_timeline_passages(const kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap,
+kvf_status kvf_timeline_passages(kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap,
                                  int64_t *n, kvf_error *err);
 
 /* For ingest.c: what timeline.c shares. */

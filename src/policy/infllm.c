@@ -242,7 +242,7 @@ static void infllm_identity(const kvf_policy *p, char *out, size_t cap)
     };
     static const char *const always[] = { "init", "window", "block", "chunk", "select", "reading" };
     const infllm *s = p->state;
-    infllm_lookup how = infllm_lookup_for(s, s->chunk, true);
+    infllm_lookup how = kvf_infllm_lookup_for(s, s->chunk, true);
     kvf_option rows[sizeof infllm_options / sizeof *infllm_options] = { 0 };
     int n = 0;
     for (size_t i = 0; i < sizeof always / sizeof *always; i++) add_row(rows, &n, always[i]);
@@ -278,7 +278,7 @@ const kvf_policy_ops kvf_policy_infllm = {
     .init = infllm_init,
     .fini = infllm_fini,
     .memory = infllm_memory,
-    .retrieve = infllm_retrieve,
-    .forget = infllm_forget,
+    .retrieve = kvf_infllm_retrieve,
+    .forget = kvf_infllm_forget,
     .identity = infllm_identity,
 };

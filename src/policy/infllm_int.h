@@ -61,13 +61,13 @@ static inline bool infllm_has_index(const infllm *s)
 
 /* document: kvf_retrieve.reading. The rule of a document's chunk does not depend on its length, so that
  * its last, shorter one is what identity() says too. */
-infllm_lookup infllm_lookup_for(const infllm *s, int64_t n_tok, bool document);
+infllm_lookup kvf_infllm_lookup_for(const infllm *s, int64_t n_tok, bool document);
 
 /* The k units with the highest votes, best first, ties by the lower number, none below floor (0: no
  * floor); hits is [k]. Returns how many. O(n + k log k) when votes come in random order. */
-int64_t infllm_top(const float *vote, int64_t n, int64_t k, double floor, infllm_hit *hits);
+int64_t kvf_infllm_top(const float *vote, int64_t n, int64_t k, double floor, infllm_hit *hits);
 
-kvf_status infllm_retrieve(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, kvf_error *err);
-void infllm_forget(kvf_policy *p, int64_t n);
+kvf_status kvf_infllm_retrieve(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, kvf_error *err);
+void kvf_infllm_forget(kvf_policy *p, int64_t n);
 
 #endif

@@ -15,7 +15,7 @@
  * a hold of 8 looks in the same step, so no step pays for all layers at once. */
 enum { LAYER_STEP = 5 };
 
-infllm_lookup infllm_lookup_for(const infllm *s, int64_t n_tok, bool document)
+infllm_lookup kvf_infllm_lookup_for(const infllm *s, int64_t n_tok, bool document)
 {
     bool reading = document || (n_tok > 1 && n_tok > s->exact), paper = s->select == SELECT_PAPER;
     infllm_lookup l = { 0 };
@@ -59,7 +59,7 @@ static void push(infllm_hit *heap, int64_t n, infllm_hit x)
     heap[at] = x;
 }
 
-int64_t infllm_top(const float *vote, int64_t n, int64_t k, double floor, infllm_hit *hits)
+int64_t kvf_infllm_top(const float *vote, int64_t n, int64_t k, double floor, infllm_hit *hits)
 {
     int64_t n_hit = 0;
     for (int64_t u = 0; u < n; u++) {
@@ -86,7 +86,7 @@ static void drop(infllm_layer *l)
     l->chosen = false;
 }
 
-void infllm_forget(kvf_policy *p, int64_t n)
+void kvf_infllm_forget(kvf_policy *p, int64_t n)
 {
     (void)n; /* votes of later tokens are in every running maximum, so nothing of it survives a cut */
     infllm *s = p->state;
@@ -185,11 +185,11 @@ static kvf_status nearest(infllm *s, const kvf_retrieve *r, int64_t *n_hit, kvf_
     return KVF_OK;
 }
 
-kvf_status infllm_retrieve(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, kvf_error *err)
+kvf_status kvf_infllm_retrieve(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, kvf_error *err)
 {
     infllm *s = p->state;
     infllm_layer *l = &s->layers[r->layer];
-    infllm_lookup how = infllm_lookup_for(s, r->n_tok, r->reading);
+    infllm_lookup how = kvf_infllm_lookup_for(s, r->n_tok, r->reading);
     bool all = how.any && r->n_unit <= s->topk;
     memset(use, all, (size_t)(s->n_set * r->n_unit));
     if (all || !how.any) {
@@ -207,7 +207,7 @@ kvf_status infllm_retrieve(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, k
     }
     for (int32_t set = 0; set < s->n_set; set++) {
         if (!how.nearest)
-            n_hit = infllm_top(s->fresh + set * r->n_unit, r->n_unit, s->topk, s->floor, s->hits);
+            n_hit = kvf_infllm_top(s->fresh + set * r->n_unit, r->n_unit, s->topk, s->floor, s->hits);
         name_units(s, n_hit, r, use + set * r->n_unit, l->pick + set * (1 + s->topk));
     }
     l->n_unit = 0;

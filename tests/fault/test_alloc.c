@@ -2,10 +2,13 @@
  * must return NOMEM, leave nothing behind, and work afterwards.
  *
  * SPDX-License-Identifier: Apache-2.0 */
+#define _DEFAULT_SOURCE
 #include <criterion/criterion.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kvfold/kvfold.h"
 
@@ -134,3 +137,80 @@ static void fail_each(const char *path)
 
 Test(alloc, every_failure_is_reported_and_nothing_leaks_bpe) { fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf"); }
 Test(alloc, every_failure_is_reported_and_nothing_leaks_spm) { fail_each(KVF_TEST_DATA "/tiny/gemma3.gguf"); }
+
+/* A document into a store, out of it again, a question and its passages. */
+static kvf_status run_store(faulty *f, const char *dir, const char *policy)
+{
+    kvf_error err;
+    kvf_ctx *ctx = NULL;
+    kvf_model *m = NULL;
+    kvf_store *st = NULL;
+    kvf_session *s = NULL;
+    kvf_ctx_params cp;
+    kvf_ctx_params_init(&cp);
+    cp.alloc = faulty_alloc;
+    cp.release = faulty_release;
+    cp.user = f;
+    cp.n_threads = 1;
+    kvf_status rc = kvf_ctx_open(&ctx, &cp, &err);
+    if (rc >= 0) rc = kvf_model_open(&m, ctx, KVF_TEST_DATA "/tiny/llama-linear.gguf", &err);
+    kvf_store_params tp;
+    kvf_store_params_init(&tp);
+    tp.mode = KVF_STORE_CREATE;
+    if (rc >= 0) rc = kvf_store_open(&st, ctx, dir, &tp, &err);
+    kvf_session_params sp;
+    kvf_session_params_init(&sp);
+    sp.policy = policy;
+    sp.passages = 1;
+    if (rc >= 0) rc = kvf_session_open(&s, m, &sp, &err);
+    kvf_token t[700], out;
+    for (int i = 0; i < 700; i++) t[i] = (kvf_token)(i * 7 % 100);
+    kvf_ingest in = { .size = sizeof in, .name = "doc", .tokens = t, .n = 600 };
+    if (rc >= 0) rc = kvf_session_ingest(s, st, &in, &err);
+    if (rc >= 0) rc = kvf_session_load(s, st, "doc", &err);
+    if (rc >= 0) rc = kvf_session_append(s, t + 600, 20, &err);
+    for (int i = 0; rc >= 0 && i < 3; i++) rc = kvf_session_next(s, &out, &err);
+    kvf_passage p[3];
+    int64_t n;
+    if (rc >= 0) rc = kvf_session_passages(s, 0, 600, p, 3, &n, &err);
+    if (rc == KVF_ERR_NOMEM && s) { /* and then it goes on */
+        atomic_store(&f->fail_at, 0);
+        cr_assert_eq(kvf_session_ingest(s, st, &in, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(kvf_session_append(s, t + 600, 20, &err), KVF_OK, "%s", err.msg);
+        cr_assert_geq(kvf_session_next(s, &out, &err), KVF_OK);
+    }
+    kvf_session_close(s);
+    kvf_store_close(st);
+    kvf_model_close(m);
+    kvf_ctx_close(ctx);
+    return rc;
+}
+
+static void fail_each_of_store(const char *policy)
+{
+    long k = 1, n_optional = 0;
+    for (; k < 5000; k++) {
+        char dir[] = "/tmp/kvf_alloc_XXXXXX", file[64];
+        static const char *const names[] = { "data.mdb", "lock.mdb", "open.lock", "write.lock" };
+        faulty f = { 0 };
+        cr_assert_not_null(mkdtemp(dir));
+        atomic_store(&f.fail_at, k);
+        kvf_status rc = run_store(&f, dir, policy);
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+            snprintf(file, sizeof file, "%s/%s", dir, names[i]);
+            unlink(file);
+        }
+        cr_assert_eq(rmdir(dir), 0);
+        cr_assert_eq(atomic_load(&f.n_live), 0, "allocation %ld: %ld blocks leak", k, atomic_load(&f.n_live));
+        if (rc >= 0 && atomic_load(&f.n_alloc) < k) break;
+        if (rc >= 0) n_optional++;
+        else cr_assert_eq(rc, KVF_ERR_NOMEM, "allocation %ld: %s", k, kvf_status_name(rc));
+    }
+    cr_assert_leq(n_optional, OPTIONAL_MAX, "%ld allocations failed unnoticed", n_optional);
+    cr_assert_gt(k, 60);
+    cr_assert_lt(k, 5000);
+}
+
+#define SPEC "infllm:init=32,window=128,block=32,chunk=64,topk=3"
+Test(alloc, every_failure_around_a_store_is_reported) { fail_each_of_store(SPEC); }
+Test(alloc, every_failure_around_a_store_is_reported_paper) { fail_each_of_store(SPEC ",select=paper"); }

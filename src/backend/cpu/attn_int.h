@@ -1,5 +1,5 @@
 /* attn_int.h - what the attention kernels of every level share: which keys a query sees, where
- * a block's rows lie, where a result goes.
+ * a block's rows lie, where a result goes; and how their register tiles are spelt.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_BACKEND_CPU_ATTN_INT_H
@@ -8,6 +8,15 @@
 #include <string.h>
 
 #include "backend/cpu/cpu_ops.h"
+
+#define KVF_INLINE static inline __attribute__((always_inline))
+
+/* Tiles of sums live in registers only when their small loops are unrolled. */
+#if defined(__clang__)
+#define KVF_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define KVF_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 /* Keys first <= j < end of the list; empty if first >= end. */
 typedef struct kvf_key_range {

@@ -16,15 +16,6 @@
 #include "backend/cpu/attn_int.h"
 #include "backend/cpu/simd_math.h"
 
-#define KVF_INLINE static inline __attribute__((always_inline))
-
-/* The tiles below live in registers only when their small loops are unrolled. */
-#if defined(__clang__)
-#define KVF_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define KVF_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 /* One lane vector of query rows. A row that has seen no key has m = -FLT_MAX (finite, so that
  * no difference is NaN) and l = 0. */
 typedef struct lanes {

@@ -378,12 +378,11 @@ static void mass_part(void *arg, int64_t part, int32_t worker)
         p.k = (const kvf_f16 *)kvf_kv_slot(a->kv, a->slots[part]) + head * KVF_BLOCK * rows.head_dim;
         memset(sum, 0, (size_t)(KVF_BLOCK * width) * sizeof *sum);
         t->c->ops.mass(&p);
+        int64_t stride = t->m->sum_heads ? 0 : t->n_entry * KVF_BLOCK;
+        float *to = t->m->mass + head * rows.group * stride + part * KVF_BLOCK;
         for (int32_t j = p.key0; j < p.key1; j++)
-            for (int64_t l = 0; l < width; l++) {
-                if (l % rows.pad >= rows.group) continue;
-                int64_t row = t->m->sum_heads ? 0 : head * rows.group + l % rows.pad;
-                t->m->mass[row * t->n_entry * KVF_BLOCK + part * KVF_BLOCK + j] += sum[j * width + l];
-            }
+            for (int32_t g = 0; g < rows.group; g++)
+                for (int64_t l = g; l < width; l += rows.pad) to[g * stride + j] += sum[j * width + l];
     }
 }
 

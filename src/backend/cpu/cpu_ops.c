@@ -19,11 +19,13 @@ void kvf_cpu_ops_init(kvf_cpu_ops *ops, kvf_cpu_level level, unsigned flags)
         kvf_cpu_vec_init_avx2(ops);
         kvf_cpu_attn_init_avx2(ops);
         kvf_cpu_memory_init_avx2(ops);
+        kvf_cpu_mass_init_avx2(ops);
     }
     if (level >= KVF_CPU_LEVEL_AVX512) {
         kvf_cpu_vec_init_avx512(ops);
         kvf_cpu_attn_init_avx512(ops);
         kvf_cpu_memory_init_avx512(ops);
+        kvf_cpu_mass_init_avx512(ops);
         kvf_cpu_vote_init_avx512(ops);
     }
     if (level >= KVF_CPU_LEVEL_AMX) kvf_cpu_attn_init_amx(ops);

@@ -141,6 +141,8 @@ void kvf_cpu_attn_init_amx(kvf_cpu_ops *ops);
 void kvf_cpu_memory_init_ref(kvf_cpu_ops *ops);
 void kvf_cpu_memory_init_avx2(kvf_cpu_ops *ops);
 void kvf_cpu_memory_init_avx512(kvf_cpu_ops *ops);
+void kvf_cpu_mass_init_avx2(kvf_cpu_ops *ops);
+void kvf_cpu_mass_init_avx512(kvf_cpu_ops *ops);
 void kvf_cpu_vote_init_avx512(kvf_cpu_ops *ops);
 void kvf_cpu_score_ref(const kvf_score_part *p);
 void kvf_cpu_mm_init(kvf_cpu_ops *ops); /* sets mm_pick and dequant by ops->level and flags */
