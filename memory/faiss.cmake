@@ -22,7 +22,6 @@ if(NOT KVF_FAISS STREQUAL "OFF")
 endif()
 
 set(kvf_memory ${CMAKE_CURRENT_LIST_DIR})
-target_sources(kvfold_objects PRIVATE ${kvf_memory}/faiss_gate.c)
 if(NOT kvf_faiss_found)
   message(STATUS "FAISS: not built in")
   target_sources(kvfold_objects PRIVATE ${kvf_memory}/faiss_none.c)
@@ -47,7 +46,7 @@ target_sources(kvfold_objects PRIVATE ${kvf_memory}/faiss_load.c)
 
 # It shares no object with the library, but what it needs of base/ compiled a second time: an archive
 # linked into a program exports nothing that a module could use.
-add_library(kvfold_faiss MODULE ${kvf_memory}/faiss_index.c ${kvf_memory}/faiss_gate.c
+add_library(kvfold_faiss MODULE ${kvf_memory}/faiss_index.c ${kvf_memory}/faiss_exact.c
   ${PROJECT_SOURCE_DIR}/src/base/error.c ${PROJECT_SOURCE_DIR}/src/base/mem.c)
 target_include_directories(kvfold_faiss PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
 target_link_libraries(kvfold_faiss PRIVATE kvf_flags kvf_faiss_c)

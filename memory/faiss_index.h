@@ -28,22 +28,9 @@ kvf_status kvf_faiss_open(kvf_index **out, const char *kind, int32_t dim, const 
 KVF_API kvf_status kvf_faiss_module_open_1(kvf_index **out, const char *kind, int32_t dim, const kvf_mem *mem,
                                            kvf_error *err);
 
-/* ---- How good is it? (faiss_gate.c, in every build) ----------------------------------------- */
-
-/* The k rows of x [n][dim] with the largest inner product with q, best first, ties by the lower
+/* Exact search (faiss_exact.c): the k rows of x [n][dim] with the largest inner product with q, best first, ties by the lower
  * number; their count, min(k, n), is returned. ids and score: [k]. n * k steps at worst. */
 int64_t kvf_exact_search(const float *x, int64_t n, int32_t dim, const float *q, int64_t k, int64_t *ids,
                          float *score);
-
-typedef struct kvf_gate {
-    const float *x; /* [n][dim] what the index holds, in the order of adding */
-    const float *q; /* [n_q][dim] queries of the kind that will be asked: not the vectors themselves */
-    int64_t n, n_q, k;
-    double min_recall; /* 0.9 is a sound bar */
-} kvf_gate;
-
-/* Measure: share of the exact k best that the index finds, mean over the queries, to *recall (may be
- * NULL). UNSUPPORTED if it is below min_recall, with the figure and the cure. */
-kvf_status kvf_index_gate(kvf_index *ix, const kvf_gate *g, const kvf_mem *mem, double *recall, kvf_error *err);
 
 #endif

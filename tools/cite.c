@@ -212,10 +212,6 @@ typedef struct found {
 
 enum { MAX_FOUND = 64 };
 
-/* The last tokens before the question get attention whatever is asked: of the Debian Policy Manual's index,
- * which answers nothing, 22 to 50 %. In a long text they are left out. */
-enum { NEAR = 64, LONG = 2048 };
-
 static bool touches(const found *a, const found *b)
 {
     return a->place.page && a->place.page == b->place.page && a->place.source == b->place.source &&
@@ -255,9 +251,8 @@ size_t cite_gather(citation *out, size_t cap, engine *e, const note *about, cons
     int64_t n_passages = 0, t0 = text->first_token;
     size_t n = 0;
     int64_t want = (int64_t)cap * 4 < MAX_FOUND ? (int64_t)cap * 4 : MAX_FOUND;
-    int64_t end = t0 + text->n_tokens - (text->n_tokens > LONG ? NEAR : 0);
     if (!cap || !text->n_tokens ||
-        kvf_session_passages(e->session, t0, end, passages, want, &n_passages, NULL) != KVF_OK)
+        kvf_session_passages(e->session, t0, t0 + text->n_tokens, passages, want, &n_passages, NULL) != KVF_OK)
         return 0;
     for (int64_t i = 0; i < n_passages; i++) {
         const kvf_passage *p = &passages[i];

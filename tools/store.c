@@ -22,7 +22,7 @@ kvf_status store_open(kvf_store **out, kvf_ctx *ctx, const char *path, kvf_store
 {
     kvf_store_params p;
     kvf_store_params_init(&p);
-    p.mode = mode;
+    p.mode = (int32_t)mode;
     p.codec = codec && strcmp(codec, "int8") == 0 ? KVF_CODEC_INT8 : KVF_CODEC_F16;
     return kvf_store_open(out, ctx, path, &p, err);
 }

@@ -8,6 +8,8 @@ Cases: ppN      tokens/s of prefill of N tokens, in batches of 512
        ptD      both at once, for the long cases: prefill of D tokens, then 32 tokens; two rows
        first    seconds from process start to the first token after a 30-token prompt
        memory   peak bytes of a process that reads 4096 tokens and writes 8
+       readNk   tokens/s of reading a text of N * 1024 tokens: kvfold ingest into a new store, llama.cpp
+                dense; read32k is 15 minutes and more a pair on 2 cores, so name the best --settings
 
 A pair is one run of kvfold and one of llama.cpp, each in a process of its own, one after the
 other, so that a noisy minute hits both. llama.cpp runs with and without flash attention and with
@@ -22,6 +24,7 @@ or built by pip into build/venv-llamacpp (minutes, once).
 SPDX-License-Identifier: Apache-2.0
 """
 import argparse
+import atexit
 import csv
 import datetime
 import json
@@ -40,6 +43,7 @@ RUNNER = os.path.join(HERE, "llama_runner.py")
 PEER = "llama-cpp-python==0.3.36"
 MIN_PAIRS = 3
 GEN = 32
+READ_POLICY = "infllm"
 CASES = ["pp512", "tg0", "first", "memory", "pp4096", "tg4096", "pp16384", "tg16384"]
 MODELS = {
     "qwen2.5-coder-0.5b": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
@@ -47,7 +51,7 @@ MODELS = {
 }
 # Whole-project goals: the least ratio kvfold / llama.cpp (of times and bytes: the greatest).
 GOALS = {"pp512": 2.5, "pp4096": 2.5, "pp16384": 2.5, "tg0": 1.1, "tg4096": 1.2, "tg16384": 1.3,
-         "first": 1.0, "memory": 1.1}
+         "first": 1.0, "memory": 1.1, "read32k": 8.0}
 SMALL_IS_GOOD = ("first", "memory")
 # A setting of llama.cpp slower than the best by this much on the first pair is not run again.
 DROP = 1.05
@@ -104,6 +108,17 @@ class Kvfold:
             text, seconds, _ = run(command, "kvfold ask")
         return seconds, json.loads(text)["stats"]["n_prompt_tokens"]
 
+    def read_long(self, model, n_tokens, shared):
+        """Tokens/s of reading a text into a new store, by the program's own clock: without loading."""
+        if "text" not in shared:
+            shared["text"] = long_text(self.program, model, n_tokens)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [self.program, "ingest", "-m", model, "-t", str(self.threads), "--quiet", "--json",
+                       "--policy", READ_POLICY, "--store", os.path.join(folder, "store"), "-d", shared["text"]]
+            document = json.loads(run(command, "kvfold ingest")[0])["documents"][0]
+        shared["n_prompt"] = document["n_computed_tokens"]
+        return document["tokens_per_s"]
+
     def memory(self, model):
         # One run that reads 4096 tokens and then writes: the depth is the prompt.
         return run(self.command(model, 0, 8, 4096), "kvfold bench")[2]
@@ -139,12 +154,33 @@ class Llama:
 
 # ---- Cases ------------------------------------------------------------------------------
 
+def long_text(program, model, n_tokens):
+    """Path of a text with at most n tokens, hardly fewer; it goes when this process ends."""
+    sys.path.insert(0, os.path.join(HERE, "..", "longcontext"))
+    import contexts
+    _, texts = contexts.find_books(os.environ.get("KVFOLD_DATA"))
+    book = "\n\n".join(text for _, text in sorted(texts))
+    folder = tempfile.mkdtemp(prefix="vs-llamacpp-")
+    atexit.register(shutil.rmtree, folder, True)
+    path, n_chars = os.path.join(folder, "text.txt"), n_tokens * 4
+    for _ in range(6):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write((book * (n_chars // len(book) + 1))[:n_chars])
+        n = int(run([program, "tokenize", "-m", model, "--count", path], "kvfold tokenize")[0])
+        if 0.998 * n_tokens <= n + 32 <= n_tokens:
+            break
+        n_chars = int(n_chars * (n_tokens - 32) * 0.9995 / n)
+    return path
+
+
 def measure_kvfold(kvfold, case, model, shared):
     if case == "first":
         seconds, shared["n_prompt"] = kvfold.first(model)
         return seconds
     if case == "memory":
         return kvfold.memory(model)
+    if case.startswith("read"):
+        return kvfold.read_long(model, int(case[4:-1]) * 1024, shared)
     n = int(case[2:])
     return kvfold.rate(model, n, 0, 0) if case.startswith("pp") else kvfold.rate(model, 0, GEN, n)
 
@@ -158,6 +194,8 @@ def measure_llama(llama, case, model, settings, shared):
         if case == "memory":
             # Without what Python and the bindings take before a model is loaded.
             return llama.call(model, setting, "-n", 8, "-d", 4096)[2] - llama.baseline
+        if case.startswith("read"):
+            return json.loads(llama.call(model, setting, "-p", shared["n_prompt"])[0])[0]["avg_ts"]
         n = int(case[2:])
         if case.startswith("pp"):
             return json.loads(llama.call(model, setting, "-p", n)[0])[0]["avg_ts"]
@@ -313,7 +351,7 @@ def main():
         parser.error("a ratio needs %d pairs at least; for a look at one pair use --quick" % MIN_PAIRS)
     n_pairs = 1 if args.quick else args.pairs
     for case in args.cases.split(","):
-        if not re.fullmatch(r"p[pt][1-9]\d*|tg\d+|first|memory", case):
+        if not re.fullmatch(r"p[pt][1-9]\d*|tg\d+|read[1-9]\d*k|first|memory", case):
             parser.error("unknown case '%s'" % case)
 
     busy = os.getloadavg()[0]
