@@ -221,6 +221,13 @@ cJSON *answer_json(const answer *a, const engine *e)
     json_int(s, "n_reused_tokens", a->n_reused);
     json_int(s, "n_generated_tokens", a->n_generated);
     json_real(s, "ttft_ms", a->ttft_ms);
+    json_real(s, "prefill_ms", a->stats.prefill_ms);
+    json_real(s, "decode_ms", a->stats.decode_ms);
+    json_int(s, "n_lookups", a->stats.n_lookups);
+    json_real(s, "lookup_ms", a->stats.lookup_ms);
+    json_int(s, "n_block_reads", a->stats.n_block_reads);
+    json_int(s, "n_block_misses", a->stats.n_block_misses);
+    json_int(s, "index_bytes", (int64_t)a->stats.index_bytes);
     json_real(s, "total_ms", a->total_ms);
     json_real(s, "prefill_tps", a->prefill_tps);
     json_real(s, "decode_tps", a->decode_tps);

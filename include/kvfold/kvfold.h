@@ -252,7 +252,7 @@ typedef enum kvf_store_mode {
 
 typedef enum kvf_codec {
     KVF_CODEC_F16 = 0, /* as computed: an answer from the store is the same bits */
-    KVF_CODEC_INT8 = 1 /* half the bytes; docs/store.md has the measured effect */
+    KVF_CODEC_INT8 = 1 /* half the bytes, rounded: docs/store.md has the measured error */
 } kvf_codec;
 
 typedef struct kvf_store_params {

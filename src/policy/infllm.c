@@ -33,7 +33,7 @@ static const kvf_option infllm_options[] = {
     KVF_OPT_F64(infllm, decay, -1, -1, 1,
                 "share of a vote that counts on per token of an answer; -1: 0.9, with select=paper 0"),
     KVF_OPT_I64(infllm, hold, 0, 0, 256,
-                "tokens of an answer for which a layer keeps its units; 0: 8, with select=paper 1"),
+                "tokens of an answer for which a layer keeps its units; 0: 24, with select=paper 1"),
     KVF_OPT_CHOICE(infllm, sets, SETS_SHARED, "shared|kv", "one set of units per layer, or per KV head"),
     KVF_OPT_I64(infllm, exact, 128, 0, 2048,
                 "longest chunk of a question that chooses as an answer does; a longer one as reading does"),
@@ -97,7 +97,7 @@ static void settle(infllm *s)
     if (s->agg == AGG_AUTO) s->agg = paper ? AGG_MEAN : AGG_MAX;
     if (s->reading == READING_AUTO) s->reading = paper ? READING_FINE : READING_MEAN;
     if (s->decay < 0) s->decay = paper ? 0 : 0.9;
-    if (s->hold == 0) s->hold = paper ? 1 : 8;
+    if (s->hold == 0) s->hold = paper ? 1 : 24;
     if (s->pool == 0) s->pool = paper ? s->chunk : 64;
 }
 

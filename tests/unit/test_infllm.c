@@ -229,7 +229,7 @@ static void check_decode(const char *spec, int64_t topk, int64_t hold, double de
 
 Test(infllm, an_answer_holds_its_units_and_earlier_votes_fade)
 {
-    check_decode("infllm:topk=4", 4, 8, 0.9, 1);
+    check_decode("infllm:topk=4", 4, 24, 0.9, 1);
     check_decode("infllm:topk=4,hold=1", 4, 1, 0.9, 1);
     check_decode("infllm:topk=4,hold=1,decay=0", 4, 1, 0, 1);
     check_decode("infllm:topk=5,hold=3,decay=0.5,sets=kv", 5, 3, 0.5, N_KV);
@@ -458,7 +458,7 @@ Test(infllm, options_that_do_not_go_together_say_why_and_what_to_do)
 Test(infllm, defaults_follow_the_rule_chosen_and_print_what_runs)
 {
     static const char *const want[][3] = {
-        { "infllm", "vote=gate,agg=max,decay=0.9,hold=8", "reading=mean,pool=64" },
+        { "infllm", "vote=gate,agg=max,decay=0.9,hold=24", "reading=mean,pool=64" },
         { "infllm:select=paper", "vote=lin,agg=mean,decay=0,hold=1", "reading=fine,pool=512" },
         { "infllm:select=paper,hold=4,decay=0.5", "vote=lin,agg=mean,decay=0.5,hold=4", "reading=fine,pool=512" },
     };
