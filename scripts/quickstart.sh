@@ -66,9 +66,9 @@ read_at=$(date +%s)
 
 say "5/5 Three questions"
 "$kvfold" ask -m "$model" --store "$store" -d policy.pdf.gz \
-    -q "What does the Priority value 'required' mean?" \
-    -q "Which targets must debian/rules have?" \
-    -q "What must a package do before it removes a conffile?"
+    -q "What are the three archive areas?" \
+    -q "What should be in the extended description of a package?" \
+    -q "Which file must contain the copyright information of a package?"
 say "$((read_at - built)) seconds for reading, $(($(date +%s) - read_at)) for three questions"
 cat >&2 <<END
 

@@ -126,7 +126,11 @@ static const char *const specs[] = { SPEC, SPEC ",select=mean", SPEC ",select=pa
 Test(store_session, loaded_goes_on_as_if_it_had_never_stopped)
 {
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
-        rig r = open_rig(i % 2 ? "llama" : "qwen2");
+        static const char *const models[] = { "qwen2", "llama", "gemma3", "qwen3", "llama-yarn" };
+        rig r = open_rig(models[i]);
+        kvf_model_info info = { .size = sizeof info };
+        cr_assert_eq(kvf_model_get_info(r.m, &info, &err), KVF_OK);
+        size_t budget = info.kv_bytes_per_token * 128 * 14; /* 14 blocks: hardly more than the window */
         outcome a, b, c, d;
         kvf_store *st = open_store(&r, KVF_STORE_CREATE);
         kvf_session *s = open_session(&r, specs[i], 0, NULL, NULL);
@@ -144,18 +148,41 @@ Test(store_session, loaded_goes_on_as_if_it_had_never_stopped)
         cr_assert_eq(kvf_session_load(s, st, "doc", &err), KVF_OK);
         ask(&r, s, c.answer, c.logits);
         kvf_session_close(s);
-        s = open_session(&r, specs[i], (size_t)896 << 10, NULL, NULL); /* hardly more than the window */
+        s = open_session(&r, specs[i], budget, NULL, NULL);
         cr_assert_eq(kvf_session_load(s, st, "doc", &err), KVF_OK, "%s", err.msg);
         ask(&r, s, d.answer, d.logits);
         kvf_stats stats = { .size = sizeof stats };
         cr_assert_eq(kvf_session_stats(s, &stats, &err), KVF_OK);
-        cr_assert_leq(stats.kv_bytes, (size_t)896 << 10);
+        cr_assert_leq(stats.kv_bytes, budget);
         cr_assert_gt(stats.n_block_misses, 0);
         kvf_session_close(s);
         kvf_store_close(st);
         same(&r, &a, &b);
         same(&r, &a, &c);
         same(&r, &a, &d);
+        close_rig(&r);
+    }
+}
+
+/* A text within the window: every key is read at its true distance, so the answer is that of full
+ * attention but for one more rounding of keys to f16. */
+Test(store_session, a_text_within_the_window_is_answered_as_by_full_attention)
+{
+    static const char *const models[] = { "qwen2", "llama", "gemma3", "qwen3", "llama-yarn", "llama-linear", "llama-rope-freqs" };
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        rig r = open_rig(models[i]);
+        float *l, *want = malloc((size_t)r.n_vocab * sizeof *want);
+        for (int full = 1; full >= 0; full--) {
+            kvf_session *s = open_session(&r, full ? "full" : "infllm:window=256,chunk=64", 0, NULL, NULL);
+            cr_assert_eq(kvf_session_sync(s, r.text, 250, &err), KVF_OK, "%s", err.msg);
+            cr_assert_eq(kvf_session_logits(s, &l, &err), KVF_OK);
+            if (full) memcpy(want, l, (size_t)r.n_vocab * sizeof *want);
+            float most = 0;
+            for (int t = 0; t < r.n_vocab; t++) most = l[t] - want[t] > most ? l[t] - want[t] : want[t] - l[t] > most ? want[t] - l[t] : most;
+            cr_assert_leq(most, 0.05f, "%s: %g", models[i], (double)most);
+            kvf_session_close(s);
+        }
+        free(want);
         close_rig(&r);
     }
 }
