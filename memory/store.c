@@ -47,13 +47,18 @@ static kvf_status put_meta(kvf_update *u, void *arg, kvf_error *err)
     return kvf_db_put(u, KVF_DB_META, &meta_key, bytes, sizeof bytes, err);
 }
 
-/* Under st->lock. */
+/* Take over what the file says, until it has a shape: then nothing changes any more. */
 static void adopt(kvf_store *st, const kvf_meta_rec *m)
 {
-    st->meta = *m;
-    if (!m->has_shape) return;
-    st->shape_hash = kvf_shape_hash(&m->shape);
-    atomic_store(&st->has_shape, true);
+    pthread_mutex_lock(&st->meta_lock);
+    if (!atomic_load(&st->has_shape)) {
+        st->meta = *m;
+        if (m->has_shape) {
+            st->shape_hash = kvf_shape_hash(&m->shape);
+            atomic_store(&st->has_shape, true);
+        }
+    }
+    pthread_mutex_unlock(&st->meta_lock);
 }
 
 static kvf_status read_meta(kvf_store *st, MDB_txn *txn, bool *found, kvf_error *err)
@@ -71,10 +76,7 @@ kvf_status kvf_store_refresh(kvf_store *st, MDB_txn *txn, kvf_error *err)
 {
     bool found;
     if (atomic_load(&st->has_shape)) return KVF_OK;
-    pthread_mutex_lock(&st->lock);
-    kvf_status rc = atomic_load(&st->has_shape) ? KVF_OK : read_meta(st, txn, &found, err);
-    pthread_mutex_unlock(&st->lock);
-    return rc;
+    return read_meta(st, txn, &found, err);
 }
 
 static kvf_status open_parts(kvf_store *st, const char *path, const kvf_store_params *p, kvf_error *err)
@@ -129,6 +131,7 @@ kvf_status kvf_store_open_at(kvf_store **out, const kvf_mem *mem, const kvf_log 
     st->mode = params->mode;
     st->lock_fd = -1;
     pthread_mutex_init(&st->lock, NULL);
+    pthread_mutex_init(&st->meta_lock, NULL);
     kvf_status rc = open_parts(st, path, params, err);
     if (rc < 0) kvf_store_close_at(st);
     else *out = st;
@@ -140,6 +143,7 @@ void kvf_store_close_at(kvf_store *st)
     if (!st) return;
     kvf_env_close(st->env);
     if (st->lock_fd >= 0) close(st->lock_fd);
+    pthread_mutex_destroy(&st->meta_lock);
     pthread_mutex_destroy(&st->lock);
     kvf_mem mem = st->mem;
     kvf_free(&mem, st);
@@ -181,7 +185,9 @@ static kvf_status bind_locked(kvf_store *st, const kvf_store_shape *shape, kvf_e
     KVF_TRY(rc);
     if (atomic_load(&st->has_shape)) return compare(st, shape, err);
     if (st->lock_fd < 0) return kvf_fail(err, KVF_ERR_STATE, "store '%s' is empty and open for reading; read a document into it first", st->env->folder);
+    pthread_mutex_lock(&st->meta_lock);
     kvf_meta_rec m = st->meta;
+    pthread_mutex_unlock(&st->meta_lock);
     m.has_shape = true;
     m.shape = *shape;
     KVF_TRY(kvf_env_update(st, put_meta, &m, err));

@@ -2,7 +2,7 @@
  *
  * LMDB forbids a process to open one file twice, so handles on the same folder share one kvf_env.
  * Locks, in the order they are taken: kvf_store.lock, env list, kvf_env.map (readers: every transaction;
- * the writing side: moving the map), kvf_env.tiers_lock.
+ * the writing side: moving the map), kvf_env.tiers_lock, kvf_store.meta_lock.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_MEMORY_STORE_INT_H
@@ -48,7 +48,8 @@ struct kvf_store {
     kvf_log log;
     kvf_env *env;
     int mode, lock_fd;  /* the writer's lock; -1 when reading */
-    pthread_mutex_t lock;
+    pthread_mutex_t lock;      /* one bind at a time */
+    pthread_mutex_t meta_lock; /* meta, shape_hash until has_shape; innermost */
     atomic_bool has_shape; /* once true, meta and shape_hash stay */
     atomic_bool writing;   /* a kvf_writer is open */
     kvf_meta_rec meta;
