@@ -109,6 +109,9 @@ static int use_all(const char *dir, bool write)
 
 Test(store_fault, killed_at_any_moment_it_has_whole_groups_and_goes_on, .timeout = 60)
 {
+#if defined(__SANITIZE_THREAD__)
+    cr_skip_test("the thread sanitizer lets no child of a fork start threads");
+#endif
     enum { N = 20000, KILLS = 40 };
     kvf_token *text = rig_text(N, 1, 0);
     uint32_t seed = 12345, whole = 0;
