@@ -11,8 +11,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Layers take turns: with a step of 5, which shares no factor with 24, every 24th layer of
- * a hold of 24 looks in the same step, so no step pays for all layers at once. */
+/* Layers take turns: 5 shares no factor with the default hold of 24, so each of 24 consecutive layers
+ * looks in a step of its own and no step pays for all of them. */
 enum { LAYER_STEP = 5 };
 
 infllm_lookup kvf_infllm_lookup_for(const infllm *s, int64_t n_tok, bool document)

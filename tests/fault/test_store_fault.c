@@ -16,6 +16,7 @@
 
 #include "memory/pages.h"
 #include "memory/record.h"
+#include "tests/fault/faulty.h"
 #include "store_rig.h"
 
 static uint8_t *read_file(const char *folder, size_t *n)
@@ -426,26 +427,6 @@ Test(store_fault, a_newer_version_is_said)
     cr_assert_eq(rig_open_with(&st, dir, KVF_STORE_READ, 0, 0, NULL), KVF_ERR_UNSUPPORTED, "%s", err.msg);
     cr_assert_not_null(strstr(err.msg, "version 2"), "%s", err.msg);
     rig_remove(dir);
-}
-
-typedef struct faulty {
-    atomic_long n_alloc, fail_at, n_live;
-} faulty;
-
-static void *faulty_alloc(void *user, size_t bytes)
-{
-    faulty *f = user;
-    if (atomic_fetch_add(&f->n_alloc, 1) + 1 == atomic_load(&f->fail_at)) return NULL;
-    void *p = malloc(bytes);
-    if (p) atomic_fetch_add(&f->n_live, 1);
-    return p;
-}
-
-static void faulty_release(void *user, void *ptr)
-{
-    faulty *f = user;
-    atomic_fetch_sub(&f->n_live, 1);
-    free(ptr);
 }
 
 static kvf_status run_all(const char *dir, const kvf_mem *mem, const kvf_token *text, int64_t n)

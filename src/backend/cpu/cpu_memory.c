@@ -140,7 +140,7 @@ static void lay_rows(const kvf_rows *r, const float *q, int64_t n_head, int64_t 
 typedef struct vote_task {
     cpu_backend *c;
     const kvf_vote_args *a;
-    kvf_rows rows[2]; /* rows[0] with q of the KV head at hand */
+    kvf_rows rows;    /* of the batch; without q, which each KV head has its own of */
     float *q;         /* [n_head_kv][head_dim][n_lane] */
     float *lse;       /* [n_head_kv][n_lane] */
     float *s;         /* [n_head_kv][n_unit][n_lane] */
@@ -156,7 +156,7 @@ static void score_part(void *arg, int64_t part, int32_t worker)
     const kvf_vote_args *a = t->a;
     int64_t head = part / t->n_part, first = t->block0 + part % t->n_part * BLOCKS_PER_PART;
     int64_t end = first + BLOCKS_PER_PART < t->block0 + t->n_block ? first + BLOCKS_PER_PART : t->block0 + t->n_block;
-    kvf_rows rows = t->rows[0];
+    kvf_rows rows = t->rows;
     rows.q = t->q + head * rows.head_dim * rows.n_lane;
     size_t head_bytes = kvf_digest_head_bytes(a->digest);
     for (int64_t b = first; b < end; b++) {
@@ -176,8 +176,8 @@ static void score_part(void *arg, int64_t part, int32_t worker)
 static void share_part(void *arg, int64_t part, int32_t worker)
 {
     const vote_task *t = arg;
-    int64_t columns = t->rows[0].n_lane / KVF_ROW_LANES, head = part / columns, lane = part % columns * KVF_ROW_LANES;
-    int64_t n = t->a->n_unit, stride = t->rows[0].n_lane;
+    int64_t columns = t->rows.n_lane / KVF_ROW_LANES, head = part / columns, lane = part % columns * KVF_ROW_LANES;
+    int64_t n = t->a->n_unit, stride = t->rows.n_lane;
     float *s = t->s + head * n * stride + lane, max[KVF_ROW_LANES], sum[KVF_ROW_LANES];
     const float *lse = t->lse + head * stride + lane;
     bool gate = t->a->rule.kind == KVF_VOTE_GATE;
@@ -197,7 +197,7 @@ static void share_part(void *arg, int64_t part, int32_t worker)
 /* Join the queries of one unit and KV head: joined [width], lane g of every pad is head g. */
 static void join_queries(const vote_task *t, const float *s, float *joined, int64_t width)
 {
-    const kvf_rows *r = &t->rows[0];
+    const kvf_rows *r = &t->rows;
     bool max = t->a->rule.max_queries;
     for (int64_t l = 0; l < width; l++) joined[l] = max ? -INFINITY : 0;
     for (int64_t i = 0; i < r->n_lane; i += width) {
@@ -223,7 +223,7 @@ static void join_part(void *arg, int64_t part, int32_t worker)
 {
     const join_task *j = arg;
     const vote_task *t = j->t;
-    const kvf_rows *r = &t->rows[0];
+    const kvf_rows *r = &t->rows;
     int64_t parts = (t->a->n_unit + UNITS_PER_PART - 1) / UNITS_PER_PART, head = part / parts, u = part % parts * UNITS_PER_PART;
     int64_t end = u + UNITS_PER_PART < t->a->n_unit ? u + UNITS_PER_PART : t->a->n_unit;
     int64_t width = r->pad > KVF_ROW_LANES ? r->pad : KVF_ROW_LANES;
@@ -253,7 +253,7 @@ static void lay_batch(vote_task *t, int64_t i0, float *pooled, float *pooled_lse
     const kvf_vote_args *a = t->a;
     const kvf_digest *g = a->digest;
     int64_t width = (int64_t)g->n_head * g->head_dim, pool = a->rule.pool;
-    kvf_rows *r = &t->rows[0];
+    kvf_rows *r = &t->rows;
     for (int64_t i = 0; i < r->n_q; i++) {
         int64_t first = (i0 + i) * pool, n = a->n_q - first < pool ? a->n_q - first : pool;
         for (int64_t j = 0; j < width; j++) {
@@ -291,7 +291,7 @@ static kvf_status check_vote(const kvf_vote_args *a, kvf_error *err)
 static void sum_heads(const vote_task *t, const float *best, int64_t n_q)
 {
     const kvf_vote_args *a = t->a;
-    const kvf_rows *r = &t->rows[0];
+    const kvf_rows *r = &t->rows;
     float share = a->rule.max_queries ? 1.0f : 1.0f / (float)n_q;
     int32_t sets = a->rule.per_kv_head ? a->digest->n_head_kv : 1;
     memset(a->vote, 0, (size_t)(sets * a->n_unit) * sizeof *a->vote);
@@ -328,14 +328,14 @@ kvf_status kvf_cpu_op_vote(kvf_backend *b, const kvf_vote_args *a, kvf_error *er
     t.n_part = (t.n_block + BLOCKS_PER_PART - 1) / BLOCKS_PER_PART;
     c->ran_score = c->ops.score_name;
     for (int64_t i = 0; i < n_q; i += batch) {
-        t.rows[0] = rows_for(n_q - i < batch ? n_q - i : batch, g->n_head, g->n_head_kv, g->head_dim);
+        t.rows = rows_for(n_q - i < batch ? n_q - i : batch, g->n_head, g->n_head_kv, g->head_dim);
         lay_batch(&t, i, base + at[4], base + at[5]);
-        int64_t work = t.n_block * KVF_BLOCK * t.rows[0].n_lane;
+        int64_t work = t.n_block * KVF_BLOCK * t.rows.n_lane;
         kvf_cpu_run_parts(c, g->n_head_kv * t.n_part, work, score_part, &t);
         if (a->rule.kind != KVF_VOTE_LIN)
-            kvf_cpu_run_parts(c, g->n_head_kv * (t.rows[0].n_lane / KVF_ROW_LANES), a->n_unit * t.rows[0].n_lane, share_part, &t);
+            kvf_cpu_run_parts(c, g->n_head_kv * (t.rows.n_lane / KVF_ROW_LANES), a->n_unit * t.rows.n_lane, share_part, &t);
         join_task j = { &t, base + at[3], i == 0 };
-        kvf_cpu_run_parts(c, g->n_head_kv * ((a->n_unit + UNITS_PER_PART - 1) / UNITS_PER_PART), a->n_unit * t.rows[0].n_lane,
+        kvf_cpu_run_parts(c, g->n_head_kv * ((a->n_unit + UNITS_PER_PART - 1) / UNITS_PER_PART), a->n_unit * t.rows.n_lane,
                           join_part, &j);
     }
     sum_heads(&t, base + at[3], n_q);
