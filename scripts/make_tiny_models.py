@@ -338,6 +338,7 @@ MODELS = {
                {"rope.freq_base": 1000000.0, "attention.sliding_window": 24, "rope.scaling.type": "linear",
                 "rope.scaling.factor": 8.0}),
 }
+MODELS["qwen3-deep"] = ("qwen3", "qwen", 8, 4, 2, 32, 32, True, {"rope.freq_base": 1000000.0})
 TIED = ["llama-linear", "llama-yarn", "llama-rope-freqs", "gemma3"]
 
 

@@ -142,6 +142,7 @@ static void count_prompt(answer *a, const engine *e)
     a->n_prompt = s.n_prompt_tokens;
     a->n_reused = s.n_reused_tokens;
     a->n_computed = s.n_computed_tokens;
+    a->read_share = s.n_layer_tokens_full > 0 ? (double)s.n_layer_tokens / (double)s.n_layer_tokens_full : 1;
 }
 
 static void measure(answer *a, engine *e, const answer_request *r, double t_sync, double t_first)
@@ -198,6 +199,7 @@ void answer_summary(const answer *a)
     buffer line = { 0 };
     buffer_printf(&line, "read %s tokens", report_count(n, a->n_computed));
     if (a->n_reused) buffer_printf(&line, " (and %s from the cache)", report_count(reused, a->n_reused));
+    if (a->read_share < 1) buffer_printf(&line, ", %.0f %% of them in the average layer,", 100 * a->read_share);
     if (a->prefill_tps > 0) buffer_printf(&line, " at %.0f/s", a->prefill_tps);
     if (a->ttft_ms > 0) buffer_printf(&line, ", first token after %.2f s", a->ttft_ms / 1e3);
     buffer_printf(&line, ", wrote %lld", (long long)a->n_generated);
@@ -228,6 +230,9 @@ cJSON *answer_json(const answer *a, const engine *e)
     json_int(s, "n_block_reads", a->stats.n_block_reads);
     json_int(s, "n_block_misses", a->stats.n_block_misses);
     json_int(s, "index_bytes", (int64_t)a->stats.index_bytes);
+    json_real(s, "read_share", a->read_share);
+    json_int(s, "n_revived_tokens", a->stats.n_revived_tokens);
+    json_int(s, "n_waiting_tokens", a->stats.n_waiting_tokens);
     json_real(s, "total_ms", a->total_ms);
     json_real(s, "prefill_tps", a->prefill_tps);
     json_real(s, "decode_tps", a->decode_tps);

@@ -26,6 +26,7 @@ typedef struct answer {
     int64_t n_steps; /* tokens sampled: those generated and the one that ended the answer */
     double ttft_ms, total_ms;
     double prefill_tps, decode_tps; /* 0: nothing to measure */
+    double read_share;  /* of the prompt's tokens times layers, what was computed; 1 without pruning */
     kvf_stats stats;
 } answer;
 

@@ -384,7 +384,12 @@ typedef struct kvf_stats {
     int64_t n_block_reads;     /* far blocks that attention read */
     int64_t n_block_misses;    /* of those, fetched from the store first */
     size_t index_bytes;        /* digests in memory */
-    uint64_t reserved[11];
+    int64_t n_layer_tokens;    /* tokens times layers computed, and what they would be without pruning: */
+    int64_t n_layer_tokens_full;
+    int64_t n_revived_tokens;  /* of the tokens computed in a stage, those that an earlier step had passed over */
+    int64_t n_waiting_tokens;  /* tokens of the timeline that are not through all layers */
+    size_t waiting_bytes;      /* their hidden states: in memory and in files */
+    uint64_t reserved[6];
 } kvf_stats;
 
 KVF_API void kvf_session_params_init(kvf_session_params *p);

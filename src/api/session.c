@@ -121,6 +121,16 @@ kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *
     all.n_block_reads = c.n_far_read;
     all.n_block_misses = c.n_far_miss;
     all.index_bytes = c.digest_bytes;
+    all.n_layer_tokens = all.n_layer_tokens_full = s->n_run * s->m->hp.n_layer;
+    if (s->lazy) {
+        kvf_lazy_counters z;
+        kvf_lazy_get_counters(s->lazy, &z);
+        all.n_layer_tokens = z.n_layer_token;
+        all.n_revived_tokens = z.n_revived;
+        all.n_waiting_tokens = z.n_waiting;
+        all.waiting_bytes = z.park_bytes + z.park_file_bytes;
+        all.work_bytes += z.park_bytes;
+    }
     snprintf(all.backend, sizeof all.backend, "%s", b->ops->name);
     b->ops->describe(b, all.cpu, sizeof all.cpu);
     b->ops->kernels(b, all.kernels, sizeof all.kernels);
@@ -134,7 +144,9 @@ void kvf_session_stats_reset(kvf_session *s)
     if (!s) return;
     s->n_prompt = s->n_reused = s->n_computed = s->n_generated = 0;
     s->prefill_ms = s->decode_ms = 0;
+    s->n_run = 0;
     kvf_kv_reset_counters(s->kv);
+    if (s->lazy) kvf_lazy_reset_counters(s->lazy);
 }
 
 kvf_status kvf_session_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *in, kvf_error *err)

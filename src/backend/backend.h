@@ -28,7 +28,7 @@
 #include "base/threads.h"
 #include "base/turn.h"
 
-#define KVF_BACKEND_ABI 2u /* raised when an existing member changes */
+#define KVF_BACKEND_ABI 3u /* raised when an existing member changes */
 
 /* Tokens of a KV block: a pool slot, a store value, an index row (docs/ARCHITECTURE.md). */
 #define KVF_BLOCK 128
@@ -134,6 +134,16 @@ typedef struct kvf_kv_turn_args {
     kvf_rope_kind kind;
 } kvf_kv_turn_args;
 
+/* Copy keys and values between lists of slots: place first + i of list dst gets what stands at place
+ * from[i] of list src. The lists may be the same if from rises and from[i] >= first + i. */
+typedef struct kvf_kv_gather_args {
+    const kvf_kv_view *kv;
+    const int32_t *src, *dst; /* host; as long as the places ask for */
+    const int32_t *from;      /* host, [n] */
+    int64_t first, n;
+    int32_t n_head_kv, head_dim;
+} kvf_kv_gather_args;
+
 /* Causal attention over a list of slots. Key j of the list (slot j / KVF_BLOCK, place j % KVF_BLOCK)
  * is visible to query i if j <= q_first + i and, with window > 0, j > q_first + i - window. A query
  * that sees no key gets o = 0, lse = -inf.
@@ -158,14 +168,17 @@ typedef struct kvf_attn_args {
     const uint8_t *valid;  /* host, [entries][2], or NULL: no holes */
     int32_t head_kv0, head_kv1; /* only KV heads head_kv0 <= h < head_kv1 and their query heads are
                                    computed and written; both 0: all */
+    const int32_t *place;  /* host, [n_tok] rising, or NULL: query i stands at place[i], not q_first + i */
+    const int32_t *first;  /* host, [n_tok] rising, or NULL: query i sees keys j >= first[i] only; then
+                              window is 0 (a window of positions over a list that has gaps in them) */
 } kvf_attn_args;
 
 /* Where attention went: with s_ij and the visibility of attn, and lse [n_tok][n_head] an INPUT (of the
  * whole attention of that query and head, other lists included),
  *     mass[h][j] += sum_i exp(s_ij - lse_ih)     over the queries i that see key j
  * or summed over the heads into mass[j] with sum_heads. Holes and unseen keys get nothing; a query whose
- * lse is -inf adds nothing. Column scores of InfLLM (section 3.2), LazyLLM's and SnapKV's importance,
- * citations. */
+ * lse is -inf adds nothing. attn->place and first must be NULL. Column scores of InfLLM (section 3.2), LazyLLM's
+ * and SnapKV's importance, citations. */
 typedef struct kvf_attn_mass_args {
     const kvf_attn_args *attn; /* o is not used */
     bool sum_heads;
@@ -261,6 +274,7 @@ typedef struct kvf_backend_ops {
     kvf_status (*rope)(kvf_backend *b, const kvf_rope_args *a, kvf_error *err);
     kvf_status (*kv_put)(kvf_backend *b, const kvf_kv_put_args *a, kvf_error *err);
     kvf_status (*kv_turn)(kvf_backend *b, const kvf_kv_turn_args *a, kvf_error *err);
+    kvf_status (*kv_gather)(kvf_backend *b, const kvf_kv_gather_args *a, kvf_error *err);
     kvf_status (*attn)(kvf_backend *b, const kvf_attn_args *a, kvf_error *err);
     kvf_status (*attn_mass)(kvf_backend *b, const kvf_attn_mass_args *a, kvf_error *err);
     kvf_status (*digest)(kvf_backend *b, const kvf_digest_args *a, int64_t n, kvf_error *err); /* a[n] */

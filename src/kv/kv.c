@@ -39,6 +39,7 @@ void kvf_kv_close(kvf_kv *kv)
 {
     if (!kv) return;
     kvf_kv_truncate(kv, 0);
+    kvf_order_release(kv);
     kvf_far_close(kv);
     kvf_free(kvf_kv_mem(kv), kv->mass);
     kvf_free(kvf_kv_mem(kv), kv->prior);
@@ -281,6 +282,13 @@ static kvf_status choose(kvf_kv *kv, const kvf_kv_attend_args *a, const int32_t 
     return KVF_OK;
 }
 
+kvf_attn_args kvf_plain_call(const kvf_kv *kv, const kvf_kv_attend_args *a)
+{
+    return (kvf_attn_args){ .q = a->q, .o = a->o, .n_tok = a->n_q, .n_head = kv->dims.n_head,
+                            .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim, .scale = a->scale,
+                            .softcap = a->softcap, .kv = kvf_pool_view(kv->pool), .window = a->window };
+}
+
 static kvf_status attend_plain(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
 {
     kvf_kv_attend_args layer = *a;
@@ -290,10 +298,10 @@ static kvf_status attend_plain(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_erro
     const int32_t *slots;
     int64_t n_key;
     KVF_TRY(choose(kv, &layer, &slots, &n_key, err));
-    kvf_attn_args t = { .q = a->q, .o = a->o, .n_tok = a->n_q, .n_head = kv->dims.n_head,
-                        .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim, .scale = a->scale,
-                        .softcap = a->softcap, .kv = kvf_pool_view(kv->pool), .slots = slots, .n_key = n_key,
-                        .q_first = n_key - a->n_q, .window = a->window };
+    kvf_attn_args t = kvf_plain_call(kv, a);
+    t.slots = slots;
+    t.n_key = n_key;
+    t.q_first = n_key - a->n_q;
     if (!kv->track) return kv->backend->ops->attn(kv->backend, &t, err);
     KVF_TRY(kvf_mass_lse(kv, a->n_q, &t.lse, err));
     KVF_TRY(kv->backend->ops->attn(kv->backend, &t, err));
@@ -303,7 +311,8 @@ static kvf_status attend_plain(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_erro
 
 kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
 {
-    return kv->far ? kvf_far_attend(kv, a, err) : attend_plain(kv, a, err);
+    if (kv->far) return kvf_far_attend(kv, a, err);
+    return kv->order || a->mass ? kvf_order_attend(kv, a, err) : attend_plain(kv, a, err);
 }
 
 kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err)

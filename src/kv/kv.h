@@ -81,8 +81,32 @@ typedef struct kvf_kv_attend_args {
     float scale, softcap;
     int64_t window;
     bool reading;       /* a document is being read; no query of the chunk is a question's */
+    float *mass;        /* host, or NULL: += attention of the last n_mass queries per key, summed over queries
+                           and heads; [keys of the order], else [kvf_kv_len + n_tok]. Plain sequences only,
+                           not with a window of the layer's own */
+    int64_t n_mass;
 } kvf_kv_attend_args;
 kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+
+/* What the chunk's attention reads, and in which order, until the next call: for a plain sequence that
+ * holds some tokens of a text only, in the order in which they came (LazyLLM). */
+typedef struct kvf_kv_order {
+    const int32_t *places; /* [n] places of the sequence, the reserved chunk's included, in the text's
+                              order; NULL: all of them as they stand */
+    int64_t n;
+    const int32_t *at;     /* [n_at] where in that order the chunk's tokens stand, rising; the last n_q of them
+                              are the queries. NULL: the queries stand at its end */
+    int64_t n_at;
+    const int32_t *first;  /* [n_at] first key of that order within a sliding-window layer's window; NULL: the
+                              order has no gaps, the window counts places */
+} kvf_kv_order;
+
+/* NULL: as without. The order and its arrays are borrowed until the next call, fork or close. */
+void kvf_kv_arrange(kvf_kv *kv, const kvf_kv_order *order);
+
+/* Forget all but the committed tokens at these n places, rising, and move them together; a plain sequence
+ * that shares no block. After an error (the device's) nothing is certain: truncate to 0. */
+kvf_status kvf_kv_compact(kvf_kv *kv, const int32_t *places, int64_t n, kvf_error *err);
 
 /* Errors (with a memory): NOMEM, IO; the chunk is then not part of the sequence. */
 kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err);

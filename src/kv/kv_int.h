@@ -1,5 +1,5 @@
 /* kv_int.h - a sequence from inside: shared by kv.c (tables), kv_resident.c (which blocks are in the
- * pool), kv_digest.c (digests and lookups) and kv_far.c (attention with a memory).
+ * pool), kv_digest.c (digests and lookups), kv_far.c (attention with a memory) and kv_order.c (attention in an order).
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_KV_KV_INT_H
@@ -80,6 +80,9 @@ struct kvf_kv {
     int32_t *chosen;  /* [cap_block] slots of the blocks it chose */
     int64_t *chosen_block; /* [cap_block] and which they are */
     kvf_far *far;     /* NULL: a plain sequence */
+    const kvf_kv_order *order; /* borrowed, NULL: everything as it stands */
+    int32_t *gathered; /* [n_gathered] slots for keys put in order, one layer's at a time */
+    int64_t n_gathered, cap_gathered;
     kvf_kv_counters count;
 
     bool track;
@@ -154,6 +157,12 @@ typedef struct kvf_lookup {
     int64_t unit0, n_unit;
 } kvf_lookup;
 kvf_status kvf_far_lookup(kvf_lookup *l, kvf_error *err);
+
+/* ---- kv_order.c ---- */
+kvf_status kvf_order_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+void kvf_order_release(kvf_kv *kv);
+/* The attention call of a plain sequence without its keys. */
+kvf_attn_args kvf_plain_call(const kvf_kv *kv, const kvf_kv_attend_args *a);
 
 /* ---- kv_far.c ---- */
 kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);

@@ -153,9 +153,11 @@ static kvf_status project_residual(kvf_forward *f, const float *in, const kvf_we
 typedef struct layer_call {
     kvf_kv *kv;
     kvf_policy *policy;
-    int32_t l;
-    int64_t n, n_q; /* tokens of the chunk; the last n_q of them go on */
+    int32_t l, kv_l; /* layer of the model; of kv */
+    int64_t n, n_q;  /* tokens of the chunk; the last n_q of them go on */
     bool reading;
+    float *mass;
+    int64_t n_mass;
 } layer_call;
 
 /* Queries of the last n_q tokens, rotated at their places and, for far keys, at the memory's distance. */
@@ -182,12 +184,13 @@ static kvf_status attention(kvf_forward *f, const layer_call *c, kvf_error *err)
     if (y->q_norm && n_q > 0) KVF_TRY(norm(f, f->q, y->q_norm, f->q, n_q * hp->n_head, hp->head_dim, err));
     if (y->k_norm) KVF_TRY(norm(f, f->k, y->k_norm, f->k, n * hp->n_head_kv, hp->head_dim, err));
     if (f->far == 0) KVF_TRY(rotate(f, f->k, hp->n_head_kv, n, f->rope[sliding], err));
-    KVF_TRY(kvf_kv_put(c->kv, c->l, f->k, f->v, n, err));
+    KVF_TRY(kvf_kv_put(c->kv, c->kv_l, f->k, f->v, n, err));
     if (n_q == 0) return KVF_OK;
     KVF_TRY(rotate_queries(f, c, sliding, err));
-    kvf_kv_attend_args a = { .layer = c->l, .policy = c->policy, .q = f->q, .q_far = f->q_far, .o = f->o, .n_tok = n,
-                             .n_q = n_q, .scale = hp->attn_scale, .softcap = hp->attn_softcap,
-                             .window = sliding ? hp->window : 0, .reading = c->reading };
+    kvf_kv_attend_args a = { .layer = c->kv_l, .policy = c->policy, .q = f->q, .q_far = f->q_far, .o = f->o,
+                             .n_tok = n, .n_q = n_q, .scale = hp->attn_scale, .softcap = hp->attn_softcap,
+                             .window = sliding ? hp->window : 0, .reading = c->reading, .mass = c->mass,
+                             .n_mass = c->n_mass };
     KVF_TRY(kvf_kv_attend(c->kv, &a, err));
     return project_residual(f, f->o, &y->o, y->o_bias, y->post_attn_norm, f->x + (n - n_q) * hp->n_embd, n_q, err);
 }
@@ -204,24 +207,37 @@ static kvf_status feed_forward(kvf_forward *f, int32_t l, int64_t n, int64_t n_q
     return project_residual(f, f->ff, &y->down, NULL, y->post_ffn_norm, x, n_q, err);
 }
 
+/* RoPE angles of n tokens at f->pos. */
+static kvf_status make_angles(kvf_forward *f, int64_t n, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    for (int i = 0; i < (hp->window > 0 ? 2 : 1); i++) {
+        kvf_rope_table_args r = { .pos = f->pos, .inv_freq = f->m->inv_freq[i], .n_tok = n, .n_rot = hp->n_rot,
+                                  .mscale = i == 0 ? hp->rope_mscale : 1, .cos_sin = f->rope[i] };
+        KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
+    }
+    return KVF_OK;
+}
+
+static kvf_status embed(kvf_forward *f, const kvf_token *tokens, int64_t n, kvf_error *err)
+{
+    kvf_embed_args e = { .table = &f->m->embed, .tokens = tokens, .n_tok = n, .scale = f->m->hp.embed_scale, .out = f->x };
+    return f->be->ops->embed(f->be, &e, err);
+}
+
 /* Token embeddings and the chunk's RoPE angles. */
 static kvf_status begin(kvf_forward *f, const kvf_chunk *c, int64_t n_past, kvf_error *err)
 {
     const kvf_hparams *hp = &f->m->hp;
     for (int64_t i = 0; i < c->n_tok; i++) f->pos[i] = (int32_t)(n_past + i);
-    for (int i = 0; i < (hp->window > 0 ? 2 : 1); i++) {
-        kvf_rope_table_args r = { .pos = f->pos, .inv_freq = f->m->inv_freq[i], .n_tok = c->n_tok, .n_rot = hp->n_rot,
-                                  .mscale = i == 0 ? hp->rope_mscale : 1, .cos_sin = f->rope[i] };
-        KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
-    }
+    KVF_TRY(make_angles(f, c->n_tok, err));
     if (f->far > 0) { /* raw keys carry no YaRN factor, so the queries carry it twice */
         for (int64_t i = 0; i < c->n_tok; i++) f->pos[i] = (int32_t)f->far;
         kvf_rope_table_args r = { .pos = f->pos, .inv_freq = f->m->inv_freq[0], .n_tok = c->n_tok, .n_rot = hp->n_rot,
                                   .mscale = hp->rope_mscale * hp->rope_mscale, .cos_sin = f->rope[2] };
         KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
     }
-    kvf_embed_args e = { .table = &f->m->embed, .tokens = c->tokens, .n_tok = c->n_tok, .scale = hp->embed_scale, .out = f->x };
-    return f->be->ops->embed(f->be, &e, err);
+    return embed(f, c->tokens, c->n_tok, err);
 }
 
 static kvf_status run_layers(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err)
@@ -232,10 +248,20 @@ static kvf_status run_layers(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, con
     int32_t last = f->m->hp.n_layer - 1;
     for (int32_t l = 0; l <= last; l++) {
         int64_t n_q = l < last ? n : c->n_out;
-        layer_call a = { kv, policy, l, n, n_q, c->reading };
+        layer_call a = { .kv = kv, .policy = policy, .l = l, .kv_l = l, .n = n, .n_q = n_q, .reading = c->reading };
         KVF_TRY(attention(f, &a, err));
         if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
     }
+    return KVF_OK;
+}
+
+/* The wanted rows to the front of x, where logits() finds them. */
+static kvf_status keep_rows(kvf_forward *f, int64_t n, int64_t n_out, kvf_error *err)
+{
+    int64_t width = f->m->hp.n_embd;
+    for (int64_t i = 0; n_out < n && i < n_out; i++)
+        KVF_TRY(f->be->ops->copy(f->be, f->x + i * width, f->x + (n - n_out + i) * width, (size_t)width * sizeof(float), err));
+    f->n_out = n_out;
     return KVF_OK;
 }
 
@@ -255,15 +281,50 @@ kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const
         kvf_kv_truncate(kv, n_past); /* give back what was reserved */
         return rc;
     }
-    /* The wanted rows to the front of x, where logits() finds them. */
-    if (c->n_out > 0 && c->n_out < n) {
-        int64_t width = f->m->hp.n_embd;
-        for (int64_t i = 0; i < c->n_out; i++)
-            KVF_TRY(f->be->ops->copy(f->be, f->x + i * width, f->x + (n - c->n_out + i) * width,
-                                     (size_t)width * sizeof(float), err));
+    return keep_rows(f, n, c->n_out, err);
+}
+
+static kvf_status run_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
+{
+    int64_t n = p->n_tok, width = f->m->hp.n_embd;
+    size_t row_bytes = (size_t)width * sizeof(float);
+    int32_t end = f->m->hp.n_layer;
+    KVF_TRY(kvf_kv_reserve(p->kv, n, err));
+    memcpy(f->pos, p->pos, (size_t)n * sizeof *f->pos);
+    KVF_TRY(make_angles(f, n, err));
+    if (p->layer0 == 0) KVF_TRY(embed(f, p->tokens, n, err));
+    for (int64_t i = 0; p->layer0 > 0 && i < n; i++)
+        KVF_TRY(f->be->ops->upload(f->be, f->x + i * width, p->row[i], row_bytes, err));
+    for (int32_t l = p->layer0; l < p->layer1; l++) {
+        int64_t n_q = l < end - 1 ? n : p->n_out;
+        layer_call a = { .kv = p->kv, .l = l, .kv_l = l - p->layer0, .n = n, .n_q = n_q };
+        if (l == p->mass_layer) {
+            a.mass = p->mass;
+            a.n_mass = p->n_mass;
+        }
+        KVF_TRY(attention(f, &a, err));
+        if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
     }
-    f->n_out = c->n_out;
+    KVF_TRY(kvf_kv_commit(p->kv, n, err));
+    for (int64_t i = 0; p->layer1 < end && i < n; i++)
+        KVF_TRY(f->be->ops->download(f->be, p->row[i], f->x + i * width, row_bytes, err));
     return KVF_OK;
+}
+
+kvf_status kvf_forward_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
+{
+    int64_t n_past = kvf_kv_len(p->kv);
+    if (p->n_tok < 1 || p->n_tok > f->n_batch || p->n_out < 0 || p->n_out > p->n_tok || f->far > 0)
+        return kvf_fail(err, KVF_ERR_INTERNAL, "a part of %lld tokens in a batch of %lld", (long long)p->n_tok,
+                        (long long)f->n_batch);
+    KVF_TRY(grow_buffers(f, p->n_tok, err));
+    f->n_out = 0;
+    kvf_status rc = run_part(f, p, err);
+    if (rc < 0) {
+        kvf_kv_truncate(p->kv, n_past);
+        return rc;
+    }
+    return p->layer1 == f->m->hp.n_layer ? keep_rows(f, p->n_tok, p->n_out, err) : KVF_OK;
 }
 
 kvf_status kvf_forward_logits(kvf_forward *f, int64_t first, int64_t n, float *logits, kvf_error *err)

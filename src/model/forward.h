@@ -29,6 +29,25 @@ typedef struct kvf_chunk {
  * Errors: LIMIT, NOMEM. */
 kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err);
 
+/* Some of the layers over some tokens of a text (LazyLLM): stage by stage, a token's hidden state waits
+ * outside between them. */
+typedef struct kvf_part {
+    kvf_kv *kv;              /* of these layers alone: its layer 0 is layer0 */
+    int32_t layer0, layer1;  /* layers layer0 <= l < layer1 */
+    const kvf_token *tokens; /* [n_tok] if layer0 is 0, else NULL */
+    const int32_t *pos;      /* [n_tok] positions in the text, rising */
+    float *const *row;       /* [n_tok] each [n_embd], host: hidden states, read unless layer0 is 0 and written
+                                unless layer1 is the last; may be NULL if neither */
+    int64_t n_tok, n_out;    /* n_out as in kvf_chunk; only read if layer1 is the last layer's end */
+    int32_t mass_layer;      /* layer whose attention is added to mass, or -1 */
+    float *mass;             /* as in kvf_kv_attend_args */
+    int64_t n_mass;
+} kvf_part;
+
+/* Compute and commit the tokens to p->kv, which kvf_kv_arrange may have been told an order of. On failure
+ * kv has its length from before, and the rows are unchanged unless the device failed. Errors: LIMIT, NOMEM. */
+kvf_status kvf_forward_part(kvf_forward *f, const kvf_part *p, kvf_error *err);
+
 /* Logits of the last run: rows first..first + n of its n_out, into logits [n][n_vocab] (host). */
 kvf_status kvf_forward_logits(kvf_forward *f, int64_t first, int64_t n, float *logits, kvf_error *err);
 

@@ -49,8 +49,9 @@ static kvf_status open_memory(kvf_session *s, const kvf_memory *m, kvf_error *er
 static kvf_status open_pool(kvf_session *s, const kvf_session_params *p, const kvf_memory *m, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
+    int64_t copies = s->policy->ops->stages ? KVF_STAGES_MAX : 0; /* of a layer's keys, put in order */
     kvf_pool_params pp = { .backend = s->m->backend, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim,
-                           .max_slots = m ? INT32_MAX : layer_blocks(s->n_ctx) * hp->n_layer,
+                           .max_slots = m ? INT32_MAX : layer_blocks(s->n_ctx) * (hp->n_layer + copies),
                            .budget_bytes = m && p->kv_bytes == 0 ? MEMORY_BYTES : p->kv_bytes };
     return kvf_pool_open(&s->pool, &pp, err);
 }
@@ -82,8 +83,15 @@ static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_er
     }
     KVF_TRY(set_limits(s, p, m, err));
     KVF_TRY(open_pool(s, p, m, err));
+    if (s->policy->ops->stages) {
+        kvf_stages plan;
+        s->policy->ops->stages(s->policy, &plan);
+        dims.n_layer = plan.first[1];
+    }
     KVF_TRY(m ? open_memory(s, m, err) : kvf_kv_open(&s->kv, s->pool, dims, err));
     KVF_TRY(kvf_forward_open(&s->forward, s->m, s->n_batch, m ? m->window - 1 : 0, err));
+    s->kv_bytes = p->kv_bytes;
+    if (s->policy->ops->stages) KVF_TRY(kvf_lazy_open(&s->lazy, s, err));
     KVF_TRY(kvf_sampler_open(&s->sampler, &p->sampling, hp->n_vocab, s->mem, err));
     KVF_TRY(kvf_mem_get(s->mem, &block, (size_t)hp->n_vocab, sizeof(float), err));
     s->logits = block;
@@ -116,6 +124,7 @@ void kvf_timeline_close(kvf_session *s)
     if (!s) return;
     kvf_sampler_close(s->sampler);
     kvf_forward_close(s->forward);
+    kvf_lazy_close(s->lazy);
     kvf_kv_close(s->kv);
     kvf_store_tier_close(s->tier);
     kvf_pool_close(s->pool);
@@ -146,7 +155,10 @@ kvf_status kvf_timeline_check_tokens(const kvf_session *s, const kvf_token *toke
 
 void kvf_timeline_cut(kvf_session *s, int64_t n)
 {
-    kvf_kv_truncate(s->kv, n);
+    if (s->lazy)
+        kvf_lazy_cut(s, n);
+    else
+        kvf_kv_truncate(s->kv, n);
     if (s->policy->ops->forget) s->policy->ops->forget(s->policy, n);
 }
 
@@ -157,6 +169,7 @@ kvf_status kvf_timeline_run(kvf_session *s, const kvf_chunk *c, float *logits, k
     kvf_status rc = kvf_forward_run(s->forward, s->kv, s->policy, c, err);
     if (rc >= 0 && logits) rc = kvf_forward_logits(s->forward, 0, 1, logits, err);
     kvf_turn_give(&s->m->backend->run);
+    if (rc >= 0) s->n_run += c->n_tok;
     if (rc < 0 && s->policy->ops->forget) s->policy->ops->forget(s->policy, kvf_kv_len(s->kv));
     return rc;
 }
@@ -187,6 +200,7 @@ static int64_t next_chunk(const kvf_session *s, int64_t left)
 static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
 {
     int64_t first = kvf_kv_len(s->kv), total = s->n_token - first;
+    if (s->lazy && first < s->n_token) return kvf_lazy_step(s, tell, err);
     while (kvf_kv_len(s->kv) < s->n_token) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = next_chunk(s, left);
@@ -359,6 +373,20 @@ static kvf_status score_chunk(kvf_session *s, int64_t at, int64_t n, kvf_score *
     return KVF_OK;
 }
 
+/* With tokens pruned each prediction is a step of its own: what is kept hangs on the newest token. */
+static kvf_status score_steps(kvf_session *s, int64_t first, int64_t n, kvf_score *scores, kvf_error *err)
+{
+    for (int64_t i = 0; i < n; i++) {
+        s->n_token = first + i + 1;
+        s->has_logits = false;
+        if (i + 1 == n) break; /* what follows the last token is computed when it is asked for */
+        KVF_TRY(compute(s, false, err));
+        kvf_score_row(s->logits, s->m->hp.n_vocab, s->tokens[first + i + 1], &scores[i + 1]);
+        KVF_TRY(kvf_timeline_report(s, i + 1, n, err));
+    }
+    return KVF_OK;
+}
+
 /* Every chunk's hidden states are wanted here, and the token each predicts is the next one. */
 static kvf_status score_all(kvf_session *s, int64_t first, kvf_score *scores, kvf_error *err)
 {
@@ -390,7 +418,7 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
     KVF_TRY(extend(s, tokens, n, err));
     s->n_prompt += n;
     double start = kvf_timeline_ms();
-    kvf_status rc = score_all(s, first, scores, err);
+    kvf_status rc = s->lazy ? score_steps(s, first, n, scores, err) : score_all(s, first, scores, err);
     s->prefill_ms += kvf_timeline_ms() - start;
     s->n_computed += kvf_kv_len(s->kv) - first;
     if (rc < 0) settle(s, first);

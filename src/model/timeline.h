@@ -12,6 +12,7 @@
 
 #include "memory/store.h"
 #include "model/forward.h"
+#include "model/lazy.h"
 #include "model/sampler.h"
 
 struct kvf_session {
@@ -20,9 +21,11 @@ struct kvf_session {
     kvf_pool *pool;
     kvf_kv *kv;
     kvf_policy *policy;
+    kvf_lazy *lazy;    /* the policy prunes tokens between layers; kv is then the first stage's. NULL: it does not */
     kvf_forward *forward;
     kvf_sampler *sampler;
     int64_t n_ctx, n_batch;
+    size_t kv_bytes;   /* budget of keys, values and what waits; 0: none */
     kvf_tier *tier;    /* of the stored document the timeline began with; NULL: none */
     bool passages;     /* note where answers look */
     int (*progress)(void *user, int64_t done, int64_t total);
@@ -36,6 +39,7 @@ struct kvf_session {
     float *score_rows; /* [SCORE_ROWS][n_vocab], made by the first score() */
 
     int64_t n_prompt, n_reused, n_computed, n_generated;
+    int64_t n_run; /* tokens through the first layer */
     double prefill_ms, decode_ms;
 };
 

@@ -6,7 +6,7 @@
  * docs/adding-a-policy.md walks through it. A NULL hook passes through.
  *
  * One session calls its policy from one thread, in this order ('?': only if the hook is set):
- *     init?  { select? | retrieve? } per layer, per chunk   forget?   fini?
+ *     init?  { select? | retrieve? } per layer, per chunk, or keep? per stage, per step   forget?   fini?
  *
  * Positions are places in the text. Blocks are KVF_BLOCK consecutive tokens of one layer.
  *
@@ -21,7 +21,7 @@
 #include "base/mem.h"
 #include "base/option.h"
 
-#define KVF_POLICY_ABI 2u /* raised when an existing member changes */
+#define KVF_POLICY_ABI 3u /* raised when an existing member changes */
 
 typedef struct kvf_dims {
     int32_t n_layer, n_head, n_head_kv, head_dim;
@@ -68,6 +68,30 @@ typedef struct kvf_retrieve {
     kvf_status (*nearest)(void *lookup, int64_t k, int64_t *units, int64_t *n, kvf_error *err);
 } kvf_retrieve;
 
+/* What a policy that prunes tokens between layers asks for (LazyLLM, Fu et al. 2024, arXiv:2407.14057).
+ * Constant after init. The layers are cut into stages; a token that is not kept at the end of a stage is
+ * not computed, and not read, in those after it, in this step. What was computed is never computed again:
+ * a later step that keeps the token goes on from where it stopped. */
+#define KVF_STAGES_MAX 16
+typedef struct kvf_stages {
+    int32_t n;                     /* stages, 2..KVF_STAGES_MAX */
+    int32_t first[KVF_STAGES_MAX]; /* their first layers: 0, then rising, < n_layer */
+    int32_t n_row;    /* the newest n_row tokens of what is added to the text give the scores, >= 1 */
+    int64_t hold;     /* decode steps that one choice serves; 0: what the text's last addition chose stays */
+    const char *park; /* "": waiting hidden states stay in memory; else a folder for those beyond the budget */
+} kvf_stages;
+
+/* Asked at the end of a stage that is not the last. */
+typedef struct kvf_keep {
+    int32_t stage;      /* that has ended, from 0 */
+    int64_t n;          /* tokens in it, >= 1 */
+    const int32_t *pos; /* [n] their places in the text, rising; the last is the text's newest */
+    const float *score; /* [n] attention probability in the stage's last layer of global attention, mean over
+                           heads and over the scoring queries */
+    int64_t n_text;     /* tokens of the text */
+    int64_t n_row;      /* newest tokens that gave the scores, this time */
+} kvf_keep;
+
 typedef struct kvf_policy {
     const struct kvf_policy_ops *ops;
     kvf_dims dims; /* the model's; constant */
@@ -105,6 +129,14 @@ typedef struct kvf_policy_ops {
     /* Name of what is computed: two specs with the same identity give the same keys and values while a
      * document is read. (with memory: required) */
     void (*identity)(const kvf_policy *p, char *out, size_t cap);
+
+    /* Fill *s: tokens are pruned between layers. (optional: every token goes through every layer; not
+     * together with memory) */
+    void (*stages)(const kvf_policy *p, kvf_stages *s);
+
+    /* Set keep[i] to 1 for the tokens that go on to the next stage, to 0 for the others. keep is [k->n],
+     * unset on entry; the newest token goes on in any case. (with stages: required) */
+    kvf_status (*keep)(kvf_policy *p, const kvf_keep *k, uint8_t *keep, kvf_error *err);
 } kvf_policy_ops;
 
 /* Open the policy `spec` names, "name" or "name:key=value,...". On failure *out is NULL: NOT_FOUND

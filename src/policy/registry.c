@@ -6,9 +6,10 @@
 
 #include "policy/policy.h"
 
-extern const kvf_policy_ops kvf_policy_full, kvf_policy_window, kvf_policy_infllm;
+extern const kvf_policy_ops kvf_policy_full, kvf_policy_window, kvf_policy_infllm, kvf_policy_lazyllm;
 
-static const kvf_policy_ops *const registry[] = { &kvf_policy_full, &kvf_policy_window, &kvf_policy_infllm };
+static const kvf_policy_ops *const registry[] = { &kvf_policy_full, &kvf_policy_window, &kvf_policy_infllm,
+                                                 &kvf_policy_lazyllm };
 
 enum { N_POLICY = sizeof registry / sizeof *registry };
 

@@ -13,7 +13,7 @@
 #include "kvfold/kvfold.h"
 #include "tests/fault/faulty.h"
 
-static kvf_status run_all(faulty *f, const char *path)
+static kvf_status run_all(faulty *f, const char *path, const char *policy)
 {
     kvf_ctx *ctx = NULL;
     kvf_model *m = NULL;
@@ -37,7 +37,7 @@ static kvf_status run_all(faulty *f, const char *path)
     kvf_session_params_init(&sp);
     sp.n_ctx = 400;
     sp.n_batch = 100;
-    sp.policy = "window:window=64";
+    sp.policy = policy;
     sp.sampling.temperature = 1;
     if (rc >= 0) rc = kvf_session_open(&s, m, &sp, &err);
     for (int i = 0; i < 300; i++) t[i] = (kvf_token)(i * 7 % 100);
@@ -98,13 +98,13 @@ Test(alloc, a_failed_chunk_can_be_read_again)
     }
 }
 
-static void fail_each(const char *path)
+static void fail_each(const char *path, const char *policy)
 {
     long k = 1, n_optional = 0;
     for (; k < 5000; k++) {
         faulty f = { 0 };
         atomic_store(&f.fail_at, k);
-        kvf_status rc = run_all(&f, path);
+        kvf_status rc = run_all(&f, path, policy);
         cr_assert_eq(atomic_load(&f.n_live), 0, "allocation %ld: %ld blocks leak", k, atomic_load(&f.n_live));
         if (rc >= 0 && atomic_load(&f.n_alloc) < k) break; /* it never came that far */
         if (rc >= 0) n_optional++;
@@ -115,8 +115,12 @@ static void fail_each(const char *path)
     cr_assert_lt(k, 5000);
 }
 
-Test(alloc, every_failure_is_reported_and_nothing_leaks_bpe) { fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf"); }
-Test(alloc, every_failure_is_reported_and_nothing_leaks_spm) { fail_each(KVF_TEST_DATA "/tiny/gemma3.gguf"); }
+Test(alloc, every_failure_is_reported_and_nothing_leaks_bpe) { fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "window:window=64"); }
+Test(alloc, every_failure_is_reported_and_nothing_leaks_spm) { fail_each(KVF_TEST_DATA "/tiny/gemma3.gguf", "window:window=64"); }
+Test(alloc, every_failure_is_reported_and_nothing_leaks_lazy)
+{
+    fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "lazyllm:stages=1,keep=0.3,rows=2,hold=1");
+}
 
 /* A document into a store, out of it again, a question and its passages. */
 static kvf_status run_store(faulty *f, const char *dir, const char *policy)

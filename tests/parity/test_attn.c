@@ -23,6 +23,8 @@ typedef struct shape {
     float softcap;
     float logit; /* standard deviation of the scores, about */
     holes holes;
+    bool gaps;    /* first key of each query given instead of a window */
+    bool places;  /* and where each query stands */
 } shape;
 
 typedef struct world {
@@ -31,6 +33,7 @@ typedef struct world {
     void *slab[MAX_BLOCKS];
     int32_t slots[MAX_BLOCKS];
     uint8_t valid[MAX_BLOCKS * 2];
+    int32_t first[160], place[160];
     float *q, *o, *lse, *want_o, *want_lse;
     double tol_o, tol_lse;
 } world;
@@ -156,6 +159,23 @@ static void make(world *w, const shape *s)
                             .q_first = s->q_first,
                             .window = s->window,
                             .valid = s->holes == NO_HOLES ? NULL : w->valid };
+    if (s->gaps) {
+        int64_t at = 0;
+        for (int64_t i = 0; i < s->n_tok; i++) { /* some see nothing, some the same as the one before */
+            if (rnd() % 3) at += rnd() % (uint32_t)(2 + 2 * s->n_key / s->n_tok);
+            w->first[i] = (int32_t)at;
+        }
+        w->a.first = w->first;
+        w->a.window = 0;
+    }
+    if (s->places) {
+        int64_t at = s->q_first / 3;
+        for (int64_t i = 0; i < s->n_tok; i++, at++) {
+            if (rnd() % 2) at += rnd() % (uint32_t)(2 + 2 * s->n_key / s->n_tok);
+            w->place[i] = (int32_t)at;
+        }
+        w->a.place = w->place;
+    }
     kvf_cpu_ops ref;
     kvf_cpu_ops_init(&ref, KVF_CPU_LEVEL_REF, 0);
     run(&ref, false, &w->a, 7);
@@ -284,6 +304,52 @@ Test(attn, holes_are_not_read_at_any_level)
             }
 }
 
+Test(attn, places_and_first_keys_of_each_query_are_kept_at_every_level)
+{
+    unsigned turn = 0;
+    for (size_t t = 0; t < 7; t++)
+        for (size_t k = 0; k < 5; k++, turn++) {
+            shape s = { .n_tok = n_toks[t],
+                        .n_key = turn % 5 == 2 ? 1000 : n_keys[k],
+                        .logit = 2.0f,
+                        .group = groups[(turn + k) % 5],
+                        .head_dim = dims[(turn + t) % 7],
+                        .n_head_kv = 1 + (turn % 4 == 1),
+                        .softcap = turn % 3 == 1 ? 30.0f : 0.0f,
+                        .holes = turn % 4 == 3 ? RANDOM_HOLES : NO_HOLES,
+                        .window = windows[(t + k) % 5],
+                        .gaps = turn % 3 != 2,
+                        .places = turn % 3 > 0 };
+            s.q_first = turn % 3 == 0 ? s.n_key + 40 : s.n_key - s.n_tok;
+            if (s.q_first < 0) s.q_first = 0;
+            if (s.n_tok * s.n_key > 20000) s.group = s.n_head_kv = 1, s.head_dim = turn % 2 ? 64 : 40;
+            try_shape(&s);
+        }
+}
+
+Test(attn, first_keys_that_make_a_window_give_the_window_s_bits)
+{
+    for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+        for (int form = 0; form < 2; form++) {
+            shape s = { .n_tok = form ? 4 : 100, .n_key = 700, .q_first = 600, .window = 77, .group = 3, .n_head_kv = 2, .head_dim = 64, .logit = 2 };
+            world w;
+            kvf_cpu_ops ops;
+            make(&w, &s);
+            kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+            run(&ops, form, &w.a, form ? ops.attn_decode_max : ops.attn_tile(&w.a));
+            size_t n = (size_t)s.n_tok * 6 * 64;
+            memcpy(w.want_o, w.o, n * sizeof(float));
+            for (int32_t i = 0; i < s.n_tok; i++) w.first[i] = 600 + i - 76;
+            w.a.first = w.first;
+            w.a.window = 0;
+            wipe(&w);
+            run(&ops, form, &w.a, form ? ops.attn_decode_max : ops.attn_tile(&w.a));
+            cr_assert_arr_eq(w.o, w.want_o, n * sizeof(float), "%s", kvf_cpu_level_name(level));
+            drop(&w);
+        }
+    }
+}
+
 Test(attn, only_holes_give_zero_and_minus_infinity)
 {
     shape s = { .n_tok = 9, .n_key = 500, .q_first = 600, .group = 7, .n_head_kv = 2, .head_dim = 64, .logit = 1, .holes = ONLY_HOLES };
@@ -341,12 +407,13 @@ Test(attn, huge_and_equal_logits_stay_finite)
 static void formula(const world *w, int64_t tok, int32_t head, double *o, double *lse)
 {
     const kvf_attn_args *a = &w->a;
-    int64_t d = a->head_dim, q_at = a->q_first + tok, plane = KVF_BLOCK * d;
+    int64_t d = a->head_dim, q_at = a->place ? a->place[tok] : a->q_first + tok, plane = KVF_BLOCK * d;
     int64_t head_kv = head / (a->n_head / a->n_head_kv);
     double sum = 0.0;
     for (int64_t i = 0; i < d; i++) o[i] = 0.0;
     for (int64_t j = 0; j < a->n_key; j++) {
         if (!held(w, j) || j > q_at || (a->window > 0 && j <= q_at - a->window)) continue;
+        if (a->first && j < a->first[tok]) continue;
         const kvf_f16 *slot = kvf_kv_slot(a->kv, a->slots[j / KVF_BLOCK]);
         const kvf_f16 *k = slot + head_kv * plane + j % KVF_BLOCK * d, *v = k + a->n_head_kv * plane;
         double s = 0.0;
@@ -363,8 +430,10 @@ static void formula(const world *w, int64_t tok, int32_t head, double *o, double
 
 Test(attn, reference_is_the_formula)
 {
-    for (int i = 0; i < 24; i++) {
+    for (int i = 0; i < 36; i++) {
         shape s = { .n_tok = 6,
+                    .gaps = i >= 24,
+                    .places = i >= 18,
                     .n_key = 140,
                     .holes = i < 12 ? NO_HOLES : RANDOM_HOLES,
                     .q_first = 130 + i % 3 * 8,

@@ -287,3 +287,115 @@ Test(kv, window_policy_reads_sinks_and_window_only)
     kvf_kv_close(kv);
     kvf_pool_close(pool);
 }
+
+/* ---- Orders -------------------------------------------------------------------------------------- */
+
+/* Token numbers come in a shuffled order; the sequence with an order of them must answer as one that holds
+ * the chosen tokens in the text's order. Token t's keys are those of place t of put(). */
+static void put_token(kvf_kv *kv, uint64_t seed, int64_t token)
+{
+    float k[WIDTH_KV], v[WIDTH_KV];
+    cr_assert_eq(kvf_kv_reserve(kv, 1, &err), KVF_OK, "%s", err.msg);
+    for (int32_t l = 0; l < LAYERS; l++) {
+        uint64_t s = seed * 1000003 + (uint64_t)l * 7919 + (uint64_t)token;
+        for (int i = 0; i < WIDTH_KV; i++) {
+            k[i] = noise(&s);
+            v[i] = noise(&s);
+        }
+        cr_assert_eq(kvf_kv_put(kv, l, k, v, 1, &err), KVF_OK);
+    }
+    cr_assert_eq(kvf_kv_commit(kv, 1, &err), KVF_OK);
+}
+
+enum { TOKENS = 300 };
+
+static void shuffle(int32_t *a, int32_t n, uint64_t seed)
+{
+    for (int32_t i = 0; i < n; i++) a[i] = i;
+    for (int32_t i = n - 1; i > 0; i--) {
+        int32_t j = (int32_t)((noise(&seed) + 1) * 0.5f * (float)i), t = a[i];
+        a[i] = a[j];
+        a[j] = t;
+    }
+}
+
+Test(kv, keys_in_an_order_are_attended_as_if_they_lay_so)
+{
+    kvf_pool *pool = open_pool(200, 0);
+    kvf_kv *mixed, *sorted;
+    int32_t came[TOKENS], place[TOKENS], order[TOKENS], at[1];
+    cr_assert_eq(kvf_kv_open(&mixed, pool, dims, &err), KVF_OK);
+    cr_assert_eq(kvf_kv_open(&sorted, pool, dims, &err), KVF_OK);
+    shuffle(came, TOKENS, 17);
+    for (int32_t i = 0; i < TOKENS; i++) {
+        place[came[i]] = i;
+        put_token(mixed, 4, came[i]);
+    }
+    int32_t n = 0;
+    for (int32_t t = 0; t < TOKENS; t += 1 + t % 3) {
+        order[n++] = place[t];
+        put_token(sorted, 4, t);
+    }
+    float got[WIDTH_Q], want[WIDTH_Q], mass[TOKENS] = { 0 };
+    float q[WIDTH_Q];
+    uint64_t s = 99;
+    for (int i = 0; i < WIDTH_Q; i++) q[i] = 3 * noise(&s);
+    for (int32_t upto = 1; upto <= n; upto += 37) { /* a query in the middle sees what stands before it */
+        at[0] = upto - 1;
+        kvf_kv_order o = { .places = order, .n = n, .at = at, .n_at = 1 };
+        kvf_kv_attend_args a = { .layer = 2, .q = q, .o = got, .n_tok = 1, .n_q = 1, .scale = 0.25f };
+        kvf_kv_arrange(mixed, &o);
+        cr_assert_eq(kvf_kv_attend(mixed, &a, &err), KVF_OK, "%s", err.msg);
+        kvf_kv *part;
+        cr_assert_eq(kvf_kv_fork(&part, sorted, &err), KVF_OK);
+        kvf_kv_truncate(part, upto);
+        attend(part, 2, NULL, want);
+        cr_assert_arr_eq(got, want, sizeof got, "%d of %d keys", upto, n);
+        kvf_kv_close(part);
+        if (upto + 37 <= n) continue;
+        a.mass = mass;
+        a.n_mass = 1;
+        cr_assert_eq(kvf_kv_attend(mixed, &a, &err), KVF_OK);
+        double sum = 0;
+        for (int i = 0; i < n; i++) sum += i <= at[0] ? mass[i] : 0;
+        cr_assert_float_eq(sum, HEADS, 1e-3, "attention of %d heads sums to %g", HEADS, sum);
+    }
+    kvf_kv_arrange(mixed, NULL);
+    kvf_kv_close(mixed);
+    kvf_kv_close(sorted);
+    cr_assert_eq(kvf_pool_used(pool), 0);
+    kvf_pool_close(pool);
+}
+
+Test(kv, compact_keeps_exactly_the_named_places)
+{
+    kvf_pool *pool = open_pool(200, 0);
+    for (int round = 0; round < 12; round++) {
+        kvf_kv *kv, *fresh;
+        int32_t keep[TOKENS], n = 0;
+        cr_assert_eq(kvf_kv_open(&kv, pool, dims, &err), KVF_OK);
+        cr_assert_eq(kvf_kv_open(&fresh, pool, dims, &err), KVF_OK);
+        for (int32_t t = 0; t < TOKENS; t++) {
+            put_token(kv, 8, t);
+            if (round > 0 && (t * 7 + round) % (round + 1) == 0 && t < 280 - round * 10) continue;
+            keep[n++] = t;
+            put_token(fresh, 8, t);
+        }
+        cr_assert_eq(kvf_kv_compact(kv, keep, n, &err), KVF_OK);
+        cr_assert_eq(kvf_kv_len(kv), n);
+        for (int32_t t = 400; t < 405; t++) { /* and it goes on from there */
+            put_token(kv, 8, t);
+            put_token(fresh, 8, t);
+        }
+        for (int32_t l = 0; l < LAYERS; l++) {
+            float a[WIDTH_Q], b[WIDTH_Q];
+            attend(kv, l, NULL, a);
+            attend(fresh, l, NULL, b);
+            cr_assert_arr_eq(a, b, sizeof a);
+        }
+        kvf_kv_close(kv);
+        kvf_kv_close(fresh);
+    }
+    cr_assert_eq(kvf_pool_used(pool), 0);
+    kvf_pool_close(pool);
+}

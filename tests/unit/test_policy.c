@@ -2,9 +2,12 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "policy/policy.h"
+#include "policy/top.h"
 
 static const kvf_dims dims = { 2, 4, 2, 16 };
 
@@ -20,7 +23,7 @@ static kvf_status try_spec(const char *spec, kvf_error *err)
 Test(policy, unknown_name_lists_those_there_are)
 {
     kvf_error err;
-    cr_assert_eq(try_spec("snapkv", &err), KVF_ERR_NOT_FOUND);
+    cr_assert_eq(try_spec("pyramid", &err), KVF_ERR_NOT_FOUND);
     cr_assert(strstr(err.msg, "full") && strstr(err.msg, "window") && strstr(err.msg, "infllm"));
     cr_assert_eq(try_spec("", &err), KVF_ERR_NOT_FOUND);
     cr_assert_eq(try_spec("windo", &err), KVF_ERR_NOT_FOUND);
@@ -87,4 +90,113 @@ Test(policy, window_uses_sinks_and_what_the_first_query_sees)
         }
     }
     kvf_policy_close(p);
+}
+
+/* The k best by sorting: score falling, then place rising; NaN last. */
+static const float *sort_score;
+
+static int by_score(const void *a, const void *b)
+{
+    int i = *(const int *)a, j = *(const int *)b;
+    float x = sort_score[i], y = sort_score[j];
+    bool nx = x != x, ny = y != y;
+    if (nx != ny) return nx - ny;
+    if (!nx && x != y) return x > y ? -1 : 1;
+    return i - j;
+}
+
+Test(policy, top_marks_the_k_best_with_ties_to_the_first)
+{
+    enum { N = 400 };
+    uint32_t seed = 5;
+    for (int round = 0; round < 300; round++) {
+        float x[N];
+        uint8_t keep[N] = { 0 };
+        int order[N], n = 1 + (int)(seed >> 8) % N, n_open = 0, k;
+        for (int i = 0; i < n; i++) {
+            seed = seed * 1664525u + 1013904223u;
+            uint32_t r = seed >> 9;
+            x[i] = round % 3 == 0 ? (float)(r % 5) - 2 : round % 3 == 1 ? (float)r * 1e-7f - 0.4f : ldexpf((float)r, (int)(r % 200) - 120);
+            if (r % 41 == 0) x[i] = NAN;
+            if (r % 43 == 0) x[i] = r & 64 ? -0.0f : 0.0f;
+            if (r % 47 == 0) x[i] = r & 64 ? INFINITY : -INFINITY;
+            keep[i] = r % 7 == 0;
+            if (!keep[i]) order[n_open++] = i;
+        }
+        uint8_t want[N];
+        memcpy(want, keep, sizeof want);
+        k = (int)(seed >> 10) % (n + 3) - 1;
+        sort_score = x;
+        qsort(order, (size_t)n_open, sizeof *order, by_score);
+        for (int i = 0; i < k && i < n_open; i++) want[order[i]] = 1;
+        kvf_top(x, n, k, keep);
+        cr_assert_arr_eq(keep, want, (size_t)n, "round %d, %d of %d", round, k, n);
+    }
+}
+
+/* ---- lazyllm ------------------------------------------------------------------------------------ */
+
+static kvf_policy *open_lazy(const char *spec)
+{
+    static const kvf_dims deep = { 24, 14, 2, 64 };
+    kvf_policy *p;
+    kvf_error err;
+    cr_assert_eq(kvf_policy_open(&p, spec, deep, &kvf_mem_default, &err), KVF_OK, "%s", err.msg);
+    return p;
+}
+
+Test(policy, lazyllm_keeps_the_count_it_was_asked_for)
+{
+    kvf_policy *p = open_lazy("lazyllm:stages=8,keep=0.3,sink=2,recent=3,rows=1,pool=1");
+    enum { N = 101 };
+    int32_t pos[N];
+    float score[N];
+    uint8_t keep[N];
+    for (int i = 0; i < N; i++) {
+        pos[i] = 2 * i;
+        score[i] = (float)(i * 37 % N);
+    }
+    kvf_keep k = { .n = N, .pos = pos, .score = score, .n_text = 2 * N - 1, .n_row = 1 };
+    cr_assert_eq(p->ops->keep(p, &k, keep, NULL), KVF_OK);
+    int n = 0;
+    for (int i = 0; i < N; i++) n += keep[i];
+    cr_assert_eq(n, 31); /* ceil(0.3 * 101) */
+    cr_assert(keep[0] && !keep[1], "the sinks are places of the text, not of the list");
+    cr_assert(keep[N - 1] && keep[N - 2]);
+    for (int i = 0; i < N; i++) cr_assert(keep[i] || score[i] < 73, "token %d scores %g", i, (double)score[i]);
+    kvf_policy_close(p);
+}
+
+Test(policy, lazyllm_pools_over_neighbours)
+{
+    kvf_policy *p = open_lazy("lazyllm:stages=8,keep=0.05,sink=0,recent=1,rows=1,pool=5");
+    enum { N = 100 };
+    int32_t pos[N];
+    float score[N] = { 0 };
+    uint8_t keep[N];
+    for (int i = 0; i < N; i++) pos[i] = i;
+    score[50] = 1;
+    kvf_keep k = { .n = N, .pos = pos, .score = score, .n_text = N, .n_row = 1 };
+    cr_assert_eq(p->ops->keep(p, &k, keep, NULL), KVF_OK);
+    for (int i = 48; i < 52; i++) cr_assert(keep[i], "a neighbour of the best token, %d, is dropped", i);
+    kvf_policy_close(p);
+}
+
+Test(policy, lazyllm_presets_fit_models_of_any_depth)
+{
+    static const char *const specs[] = { "lazyllm:preset=fast", "lazyllm", "lazyllm:preset=exact" };
+    for (int32_t n_layer = 2; n_layer < 130; n_layer++) {
+        for (int i = 0; i < 3; i++) {
+            kvf_dims d = { n_layer, 4, 2, 16 };
+            kvf_policy *p;
+            kvf_error err;
+            kvf_stages s;
+            cr_assert_eq(kvf_policy_open(&p, specs[i], d, &kvf_mem_default, &err), KVF_OK, "%d layers: %s", n_layer, err.msg);
+            p->ops->stages(p, &s);
+            cr_assert_geq(s.n, 2);
+            cr_assert_eq(s.first[0], 0);
+            for (int32_t g = 1; g < s.n; g++) cr_assert(s.first[g] > s.first[g - 1] && s.first[g] < n_layer);
+            kvf_policy_close(p);
+        }
+    }
 }

@@ -461,9 +461,10 @@ static void apply_mask(const work *w, int64_t group, int64_t base)
     _Alignas(64) int32_t first[COLS], last[COLS];
     for (int64_t i = 0; i < COLS; i++) {
         int64_t col = group * COLS + i < w->n_col ? group * COLS + i : w->n_col - 1;
-        int64_t at = a->q_first + w->part->tok0 + col / w->heads;
+        int64_t tok = w->part->tok0 + col / w->heads, at = a->place ? a->place[tok] : a->q_first + tok;
         int64_t end = number_of(w, at + 1), hi = (end < w->key1 ? end : w->key1) - 1 - base;
         int64_t lo = a->window > 0 ? number_of(w, at - a->window + 1) - base : 0;
+        if (a->first) lo = number_of(w, a->first[tok]) - base;
         last[i] = hi < -1 ? -1 : hi > KEYS ? KEYS : (int32_t)hi;
         first[i] = lo < 0 ? 0 : lo > KEYS ? KEYS : (int32_t)lo;
     }
@@ -588,6 +589,21 @@ typedef struct sight {
     int64_t any0, any1, all0, all1;
 } sight;
 
+/* How many of the part's tokens have a number of at most `key` in `of`, which rises. */
+static int64_t up_to(const work *w, const int32_t *of, int64_t key)
+{
+    int64_t lo = 0, hi = w->part->tok1 - w->part->tok0;
+    of += w->part->tok0;
+    while (lo < hi) {
+        int64_t mid = (lo + hi) / 2;
+        if (of[mid] <= key)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
 static sight sight_of(const work *w, int64_t base, int64_t end)
 {
     const kvf_attn_args *a = w->part->a;
@@ -595,9 +611,20 @@ static sight sight_of(const work *w, int64_t base, int64_t end)
     int64_t from = place_of(w, base), to = place_of(w, end - 1);
     int64_t any0 = from > first ? from - first : 0, all0 = to > first ? to - first : 0; /* causal */
     int64_t any1 = n_tok, all1 = n_tok;
-    if (a->window > 0) {
+    if (a->place) {
+        any0 = up_to(w, a->place, from - 1);
+        all0 = up_to(w, a->place, to - 1);
+        if (a->window > 0) {
+            any1 = up_to(w, a->place, to + a->window - 1);
+            all1 = up_to(w, a->place, from + a->window - 1);
+        }
+    } else if (a->window > 0) {
         if (any1 > to + a->window - first) any1 = to + a->window - first;
         if (all1 > from + a->window - first) all1 = from + a->window - first;
+    }
+    if (a->first) {
+        any1 = up_to(w, a->first, to);
+        all1 = up_to(w, a->first, from);
     }
     sight s = { any0 * w->heads / COLS, (any1 * w->heads + COLS - 1) / COLS,
                 (all0 * w->heads + COLS - 1) / COLS, 0 };

@@ -27,10 +27,11 @@ typedef struct kvf_key_range {
 static inline kvf_key_range kvf_attn_visible(const kvf_attn_part *p, int64_t tok)
 {
     const kvf_attn_args *a = p->a;
-    int64_t last = a->q_first + tok;
+    int64_t last = a->place ? a->place[tok] : a->q_first + tok;
     kvf_key_range r = { p->key0, p->key1 < a->n_key ? p->key1 : a->n_key };
     if (last < r.end) r.end = last + 1;
     if (a->window > 0 && last - a->window + 1 > r.first) r.first = last - a->window + 1;
+    if (a->first && a->first[tok] > r.first) r.first = a->first[tok];
     return r;
 }
 

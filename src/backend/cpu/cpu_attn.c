@@ -76,8 +76,9 @@ static kvf_status attn_decode(cpu_backend *c, const kvf_attn_args *a, kvf_error 
 {
     attn_task t = attn_task_for(c, a);
     /* Keys before the first query's window are not even looked at. */
-    if (a->window > 0 && a->q_first - a->window + 1 > 0)
-        t.key0 = (a->q_first - a->window + 1) / KVF_BLOCK * KVF_BLOCK;
+    int64_t q_first = a->place ? a->place[0] : a->q_first;
+    if (a->window > 0 && q_first - a->window + 1 > 0) t.key0 = (q_first - a->window + 1) / KVF_BLOCK * KVF_BLOCK;
+    if (a->first) t.key0 = a->first[0] / KVF_BLOCK * KVF_BLOCK;
     if (t.key0 > a->n_key) t.key0 = a->n_key / KVF_BLOCK * KVF_BLOCK;
     int64_t n_block = (a->n_key - t.key0 + KVF_BLOCK - 1) / KVF_BLOCK;
     /* At least two blocks a split (20 us), at most two splits a thread over all heads. */

@@ -472,7 +472,8 @@ static const kvf_backend_ops cpu_table = {
     .alloc = op_alloc, .release = op_release, .upload = op_copy, .download = op_copy, .copy = op_copy, .sync = op_sync,
     .weight_init = op_weight_init,
     .embed = op_embed, .rmsnorm = op_rmsnorm, .matmul = op_matmul, .matmul_glu = op_matmul_glu, .rope_table = op_rope_table, .rope = op_rope,
-    .kv_put = op_kv_put, .kv_turn = kvf_cpu_op_kv_turn, .attn = kvf_cpu_op_attn, .attn_mass = kvf_cpu_op_attn_mass,
+    .kv_put = op_kv_put, .kv_turn = kvf_cpu_op_kv_turn, .kv_gather = kvf_cpu_op_kv_gather,
+    .attn = kvf_cpu_op_attn, .attn_mass = kvf_cpu_op_attn_mass,
     .digest = kvf_cpu_op_digest, .reps = kvf_cpu_op_reps, .vote = kvf_cpu_op_vote, .lse_merge = op_lse_merge, .add = op_add,
     .batch_hint = op_batch_hint, .kernels = op_kernels, .describe = op_describe,
 };

@@ -44,6 +44,7 @@ kvf_status kvf_cpu_op_attn(kvf_backend *b, const kvf_attn_args *a, kvf_error *er
 
 /* ---- cpu_memory.c ---- */
 kvf_status kvf_cpu_op_kv_turn(kvf_backend *b, const kvf_kv_turn_args *a, kvf_error *err);
+kvf_status kvf_cpu_op_kv_gather(kvf_backend *b, const kvf_kv_gather_args *a, kvf_error *err);
 kvf_status kvf_cpu_op_attn_mass(kvf_backend *b, const kvf_attn_mass_args *a, kvf_error *err);
 kvf_status kvf_cpu_op_digest(kvf_backend *b, const kvf_digest_args *a, int64_t n, kvf_error *err);
 kvf_status kvf_cpu_op_reps(kvf_backend *b, const kvf_reps_args *a, kvf_error *err);

@@ -22,7 +22,8 @@ static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 typedef struct turn_task {
     cpu_backend *c;
     const kvf_kv_turn_args *a;
-    int64_t per;
+    const kvf_kv_gather_args *gather;
+    int64_t per; /* tokens of a part */
 } turn_task;
 
 static void turn_token(const cpu_backend *c, const kvf_kv_turn_args *a, int64_t i)
@@ -56,9 +57,38 @@ static void turn_part(void *arg, int64_t part, int32_t worker)
 
 kvf_status kvf_cpu_op_kv_turn(kvf_backend *b, const kvf_kv_turn_args *a, kvf_error *err)
 {
-    turn_task t = { kvf_cpu_self(b), a, 64 };
+    turn_task t = { .c = kvf_cpu_self(b), .a = a, .per = 64 };
     if (a->head_dim > 1024) return kvf_fail(err, KVF_ERR_UNSUPPORTED, "heads of %d channels; the most is 1024", a->head_dim);
     kvf_cpu_run_parts(t.c, (a->n_tok + t.per - 1) / t.per, 4 * a->n_tok * a->n_head_kv * a->head_dim, turn_part, &t);
+    return KVF_OK;
+}
+
+/* ---- Rows put together ------------------------------------------------------------------------- */
+
+static void gather_part(void *arg, int64_t part, int32_t worker)
+{
+    const kvf_kv_gather_args *a = ((const turn_task *)arg)->gather;
+    int64_t d = a->head_dim, rows = 2 * (int64_t)a->n_head_kv, per = ((const turn_task *)arg)->per;
+    int64_t end = (part + 1) * per < a->n ? (part + 1) * per : a->n;
+    (void)worker;
+    for (int64_t i = part * per; i < end; i++) {
+        int64_t to = a->first + i, from = a->from[i];
+        const kvf_f16 *src = kvf_kv_slot(a->kv, a->src[from >> KVF_BLOCK_SHIFT]);
+        kvf_f16 *dst = kvf_kv_slot(a->kv, a->dst[to >> KVF_BLOCK_SHIFT]);
+        src += (from & (KVF_BLOCK - 1)) * d;
+        dst += (to & (KVF_BLOCK - 1)) * d;
+        if (src == dst) continue;
+        for (int64_t h = 0; h < rows; h++) memcpy(dst + h * KVF_BLOCK * d, src + h * KVF_BLOCK * d, (size_t)d * sizeof *dst);
+    }
+}
+
+kvf_status kvf_cpu_op_kv_gather(kvf_backend *b, const kvf_kv_gather_args *a, kvf_error *err)
+{
+    (void)err;
+    turn_task t = { .c = kvf_cpu_self(b), .gather = a, .per = 256 };
+    /* In place the order of the copies matters: one part. */
+    if (a->src == a->dst) t.per = a->n > 0 ? a->n : 1;
+    kvf_cpu_run_parts(t.c, (a->n + t.per - 1) / t.per, 2 * a->n * a->n_head_kv * a->head_dim, gather_part, &t);
     return KVF_OK;
 }
 

@@ -1,0 +1,117 @@
+/* kv_order.c - attention of a plain sequence in an order of the caller's: over some of its keys, put in
+ * the text's order, and how much of it each key got.
+ *
+ * A sequence that holds a part of a text in the order in which the tokens came (LazyLLM's upper layers,
+ * Fu et al. 2024, arXiv:2407.14057) cannot be masked by places. So the keys a step may see are copied
+ * into slots of their own, sorted by position, and each query says where among them it stands; then "key j
+ * is visible to query i if it stands before it" is right again. One layer's worth of slots is enough.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "kv/kv_int.h"
+
+void kvf_kv_arrange(kvf_kv *kv, const kvf_kv_order *order) { kv->order = order; }
+
+void kvf_order_release(kvf_kv *kv)
+{
+    for (int64_t i = 0; i < kv->n_gathered; i++) kvf_pool_unref(kv->pool, kv->gathered[i]);
+    kvf_free(kvf_kv_mem(kv), kv->gathered);
+    kv->gathered = NULL;
+    kv->n_gathered = kv->cap_gathered = 0;
+}
+
+/* Slots for n keys; those a shorter order leaves over are given back. */
+static kvf_status reserve_gathered(kvf_kv *kv, int64_t n, kvf_error *err)
+{
+    int64_t want = kvf_blocks_for(n);
+    void *list = kv->gathered;
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &list, &kv->cap_gathered, want, sizeof(int32_t), err));
+    kv->gathered = list;
+    while (kv->n_gathered > want) kvf_pool_unref(kv->pool, kv->gathered[--kv->n_gathered]);
+    while (kv->n_gathered < want) {
+        KVF_TRY(kvf_pool_take(kv->pool, &kv->gathered[kv->n_gathered], err));
+        kv->n_gathered++;
+    }
+    return KVF_OK;
+}
+
+static kvf_status gather(kvf_kv *kv, int32_t layer, const kvf_kv_order *o, kvf_error *err)
+{
+    KVF_TRY(reserve_gathered(kv, o->n, err));
+    kvf_kv_gather_args g = { .kv = kvf_pool_view(kv->pool), .src = kvf_layer_slots(kv, layer), .dst = kv->gathered,
+                             .from = o->places, .n = o->n, .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim };
+    return kv->backend->ops->kv_gather(kv->backend, &g, err);
+}
+
+/* Attention that queries q0..q0 + n gave, which stand one after another. */
+static kvf_status add_run(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, int64_t q0, int64_t n,
+                          kvf_error *err)
+{
+    int64_t n_entry = kvf_blocks_for(t->n_key);
+    void *row = kv->mass_row;
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &row, &kv->cap_mass_row, n_entry * KVF_BLOCK, sizeof(float), err));
+    kv->mass_row = row;
+    memset(kv->mass_row, 0, (size_t)(n_entry * KVF_BLOCK) * sizeof(float));
+    kvf_attn_args some = *t;
+    some.q += q0 * t->n_head * t->head_dim;
+    some.lse += q0 * t->n_head;
+    some.q_first = t->place ? t->place[q0] : t->q_first + q0;
+    some.n_tok = n;
+    some.place = NULL;
+    kvf_attn_mass_args m = { .attn = &some, .sum_heads = true, .mass = kv->mass_row };
+    KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &m, err));
+    for (int64_t j = 0; j < t->n_key; j++) a->mass[j] += kv->mass_row[j];
+    return KVF_OK;
+}
+
+static kvf_status add_mass(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, kvf_error *err)
+{
+    for (int64_t q = a->n_q - a->n_mass; q < a->n_q;) {
+        int64_t n = 1;
+        while (q + n < a->n_q && (!t->place || t->place[q + n] == t->place[q] + n)) n++;
+        KVF_TRY(add_run(kv, a, t, q, n, err));
+        q += n;
+    }
+    return KVF_OK;
+}
+
+kvf_status kvf_order_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
+{
+    const kvf_kv_order none = { .n = kv->n_key + a->n_tok }, *o = kv->order ? kv->order : &none;
+    kvf_attn_args t = kvf_plain_call(kv, a);
+    t.slots = kvf_layer_slots(kv, a->layer);
+    t.n_key = o->n;
+    t.q_first = o->n - a->n_q;
+    if (o->at) t.place = o->at + (o->n_at - a->n_q);
+    if (o->places) {
+        KVF_TRY(gather(kv, a->layer, o, err));
+        t.slots = kv->gathered;
+    }
+    if (a->window > 0 && o->first) {
+        t.first = o->first + (o->n_at - a->n_q);
+        t.window = 0;
+    }
+    if (a->mass || kv->track) KVF_TRY(kvf_mass_lse(kv, a->n_q, &t.lse, err));
+    kv->count.n_block_seen += kvf_blocks_for(kv->n_key + a->n_tok);
+    kv->count.n_block_read += kvf_blocks_for(o->n);
+    KVF_TRY(kv->backend->ops->attn(kv->backend, &t, err));
+    if (a->mass) KVF_TRY(add_mass(kv, a, &t, err));
+    if (!kv->track || kv->order) return KVF_OK;
+    kvf_kv_note note = { &t, NULL, 0, kvf_blocks_for(t.n_key) }; /* places are the text's */
+    return kvf_kv_note_mass(kv, &note, err);
+}
+
+kvf_status kvf_kv_compact(kvf_kv *kv, const int32_t *places, int64_t n, kvf_error *err)
+{
+    int64_t same = 0;
+    while (same < n && places[same] == same) same++;
+    for (int32_t l = 0; same < n && l < kv->dims.n_layer; l++) {
+        const int32_t *slots = kvf_layer_slots(kv, l);
+        kvf_kv_gather_args g = { .kv = kvf_pool_view(kv->pool), .src = slots, .dst = slots, .from = places + same,
+                                 .first = same, .n = n - same, .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim };
+        KVF_TRY(kv->backend->ops->kv_gather(kv->backend, &g, err));
+    }
+    kvf_kv_truncate(kv, n);
+    return KVF_OK;
+}
