@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "policy/policy.h"
-#include "policy/top.h"
+#include "base/top.h"
 
 enum { MAX_BOUND = KVF_STAGES_MAX - 1 };
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "policy/policy.h"
-#include "policy/top.h"
+#include "base/top.h"
 
 static const kvf_dims dims = { 2, 4, 2, 16 };
 

@@ -2,7 +2,7 @@
  * of the floats' bits; then one pass marks what lies above it and the first of its equals.
  *
  * SPDX-License-Identifier: Apache-2.0 */
-#include "policy/top.h"
+#include "base/top.h"
 
 #include <string.h>
 

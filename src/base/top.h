@@ -1,8 +1,8 @@
 /* top.h - the k best of n scores, without sorting.
  *
  * SPDX-License-Identifier: Apache-2.0 */
-#ifndef KVF_POLICY_TOP_H
-#define KVF_POLICY_TOP_H
+#ifndef KVF_BASE_TOP_H
+#define KVF_BASE_TOP_H
 
 #include <stdint.h>
 
