@@ -139,7 +139,8 @@ typedef struct kvf_kv_turn_args {
 typedef struct kvf_kv_gather_args {
     const kvf_kv_view *kv;
     const int32_t *src, *dst; /* host; as long as the places ask for */
-    const int32_t *from;      /* host, [n] */
+    const int32_t *from;      /* host, [n], or with from_stride [n_head_kv][from_stride]: of each KV head */
+    int64_t from_stride;
     int64_t first, n;
     int32_t n_head_kv, head_dim;
 } kvf_kv_gather_args;

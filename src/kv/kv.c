@@ -40,6 +40,7 @@ void kvf_kv_close(kvf_kv *kv)
     if (!kv) return;
     kvf_kv_truncate(kv, 0);
     kvf_order_release(kv);
+    kvf_evict_release(kv);
     kvf_far_close(kv);
     kvf_free(kvf_kv_mem(kv), kv->mass);
     kvf_free(kvf_kv_mem(kv), kv->prior);
@@ -118,11 +119,13 @@ kvf_status kvf_kv_fork(kvf_kv **out, const kvf_kv *kv, kvf_error *err)
     }
     f->n_block = n;
     f->n_key = kv->n_key;
+    f->n_gone = kv->n_gone;
+    f->gone_at = kv->gone_at;
     *out = f;
     return KVF_OK;
 }
 
-int64_t kvf_kv_len(const kvf_kv *kv) { return kv->n_key; }
+int64_t kvf_kv_len(const kvf_kv *kv) { return kv->n_key + kv->n_gone; }
 
 /* Give back the slots of blocks n and later. */
 static void drop_blocks(kvf_kv *kv, int64_t n)
@@ -137,8 +140,20 @@ static void drop_blocks(kvf_kv *kv, int64_t n)
     if (kv->n_block > n) kv->n_block = n;
 }
 
+void kvf_kv_drop_places(kvf_kv *kv, int64_t n)
+{
+    drop_blocks(kv, kvf_blocks_for(n));
+    if (n < kv->n_key) kv->n_key = n;
+}
+
 void kvf_kv_truncate(kvf_kv *kv, int64_t n)
 {
+    if (kv->stay_done) memset(kv->stay_done, 0, (size_t)kv->dims.n_layer);
+    if (kv->n_gone > 0 && n < kv->gone_at) {
+        n = 0;
+        kv->n_gone = 0;
+    }
+    n -= kv->n_gone;
     drop_blocks(kv, kvf_blocks_for(n));
     if (n < kv->n_key) {
         kv->n_key = n;
@@ -209,7 +224,7 @@ static kvf_status add_block(kvf_kv *kv, kvf_error *err)
 
 kvf_status kvf_kv_can_hold(const kvf_kv *kv, int64_t n, kvf_error *err)
 {
-    int64_t have = kvf_blocks_for(kv->n_key), want = kvf_blocks_for(n);
+    int64_t have = kvf_blocks_for(kv->n_key), want = kvf_blocks_for(n - kv->n_gone);
     if (want <= have) return KVF_OK;
     if (!kv->far) return kvf_pool_can_take(kv->pool, (want - have) * kv->dims.n_layer, err);
     if (kv->far->tier) return KVF_OK; /* told block by block: what the tier holds makes room */
@@ -302,9 +317,12 @@ static kvf_status attend_plain(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_erro
     t.slots = slots;
     t.n_key = n_key;
     t.q_first = n_key - a->n_q;
-    if (!kv->track) return kv->backend->ops->attn(kv->backend, &t, err);
+    bool evict = a->evict && a->policy && a->policy->ops->evict, track = kv->track && kv->n_gone == 0;
+    if (!track && !evict) return kv->backend->ops->attn(kv->backend, &t, err);
     KVF_TRY(kvf_mass_lse(kv, a->n_q, &t.lse, err));
     KVF_TRY(kv->backend->ops->attn(kv->backend, &t, err));
+    if (evict) KVF_TRY(kvf_evict_ask(kv, a, &t, err));
+    if (!track) return KVF_OK; /* places are not the text's any more */
     kvf_kv_note note = { &t, slots == kv->chosen ? kv->chosen_block : NULL, 0, kvf_blocks_for(n_key) };
     return kvf_kv_note_mass(kv, &note, err);
 }
@@ -318,7 +336,7 @@ kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err
 kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err)
 {
     kv->n_key += n_tok;
-    kv->n_last += kv->track;
+    kv->n_last += kv->track && kv->n_gone == 0;
     if (!kv->far) return KVF_OK;
     kvf_status rc = kvf_far_digest(kv, err);
     if (rc >= 0) rc = kvf_far_seal(kv, err);

@@ -56,7 +56,7 @@ const kvf_memory *kvf_kv_memory(const kvf_kv *kv);
 /* A second sequence with the same committed tokens, sharing blocks (and the tier). Errors: NOMEM. */
 kvf_status kvf_kv_fork(kvf_kv **out, const kvf_kv *kv, kvf_error *err);
 
-int64_t kvf_kv_len(const kvf_kv *kv); /* committed tokens */
+int64_t kvf_kv_len(const kvf_kv *kv); /* committed tokens, evicted ones too */
 
 /* LIMIT if n tokens in all could not be held. Nothing is changed. */
 kvf_status kvf_kv_can_hold(const kvf_kv *kv, int64_t n, kvf_error *err);
@@ -85,8 +85,13 @@ typedef struct kvf_kv_attend_args {
                            and heads; [keys of the order], else [kvf_kv_len + n_tok]. Plain sequences only,
                            not with a window of the layer's own */
     int64_t n_mass;
+    bool evict;         /* the policy evicts after this chunk and may see the attention */
 } kvf_kv_attend_args;
 kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+
+/* Evict what the policy (with budget) does not keep of the committed tokens, if they are more than it keeps. A
+ * plain sequence that shares no block. On failure nothing is evicted, unless the device failed. Errors: NOMEM. */
+kvf_status kvf_kv_evict(kvf_kv *kv, kvf_policy *policy, kvf_error *err);
 
 /* What the chunk's attention reads, and in which order, until the next call: for a plain sequence that
  * holds some tokens of a text only, in the order in which they came (LazyLLM). */
@@ -112,7 +117,8 @@ kvf_status kvf_kv_compact(kvf_kv *kv, const int32_t *places, int64_t n, kvf_erro
 kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err);
 
 /* Forget all but the first n tokens, 0 <= n <= len; slots past them are given back. Also drops
- * what was reserved and not committed. */
+ * what was reserved and not committed. If tokens before n were evicted with others after it there, all are
+ * forgotten: ask kvf_kv_len. */
 void kvf_kv_truncate(kvf_kv *kv, int64_t n);
 
 /* ---- Tier ------------------------------------------------------------------------------- */

@@ -1,10 +1,12 @@
 /* kv_int.h - a sequence from inside: shared by kv.c (tables), kv_resident.c (which blocks are in the
- * pool), kv_digest.c (digests and lookups), kv_far.c (attention with a memory) and kv_order.c (attention in an order).
+ * pool), kv_digest.c (digests and lookups), kv_far.c (attention with a memory) and kv_order.c (attention in an order),
+ * kv_evict.c (a budget of tokens).
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_KV_KV_INT_H
 #define KVF_KV_KV_INT_H
 
+#include "base/half.h"
 #include "kv/kv.h"
 
 #define NO_SLOT (-1)
@@ -72,7 +74,7 @@ struct kvf_kv {
     kvf_pool *pool;
     kvf_backend *backend;
     kvf_dims dims;
-    int64_t n_key;    /* committed tokens */
+    int64_t n_key;    /* committed tokens that are held */
     int64_t n_block;  /* slots per layer, committed and reserved */
     int64_t cap_block;
     int32_t *slots;   /* [n_layer][cap_block]; with a memory raw keys, NO_SLOT: only in the tier */
@@ -83,6 +85,12 @@ struct kvf_kv {
     const kvf_kv_order *order; /* borrowed, NULL: everything as it stands */
     int32_t *gathered; /* [n_gathered] slots for keys put in order, one layer's at a time */
     int64_t n_gathered, cap_gathered;
+    int64_t n_gone, gone_at; /* tokens of the text evicted, and its length then */
+    int32_t *stay;           /* [n_layer][n_head_kv][budget] places to keep, of layers with stay_done */
+    uint8_t *stay_done;      /* [n_layer] */
+    kvf_f16 *stay_slot;      /* host, one head's keys of a block */
+    float *head_mass;        /* [n_head][keys] */
+    int64_t cap_stay, cap_head_mass;
     kvf_kv_counters count;
 
     bool track;
@@ -163,6 +171,12 @@ kvf_status kvf_order_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *
 void kvf_order_release(kvf_kv *kv);
 /* The attention call of a plain sequence without its keys. */
 kvf_attn_args kvf_plain_call(const kvf_kv *kv, const kvf_kv_attend_args *a);
+
+/* ---- kv_evict.c ---- */
+/* After the attention t of a layer: show it to a policy that evicts. */
+kvf_status kvf_evict_ask(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, kvf_error *err);
+void kvf_evict_release(kvf_kv *kv);
+void kvf_kv_drop_places(kvf_kv *kv, int64_t n); /* all but the first n places of a plain sequence */
 
 /* ---- kv_far.c ---- */
 kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);

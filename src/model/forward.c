@@ -155,7 +155,7 @@ typedef struct layer_call {
     kvf_policy *policy;
     int32_t l, kv_l; /* layer of the model; of kv */
     int64_t n, n_q;  /* tokens of the chunk; the last n_q of them go on */
-    bool reading;
+    bool reading, evict;
     float *mass;
     int64_t n_mass;
 } layer_call;
@@ -190,7 +190,7 @@ static kvf_status attention(kvf_forward *f, const layer_call *c, kvf_error *err)
     kvf_kv_attend_args a = { .layer = c->kv_l, .policy = c->policy, .q = f->q, .q_far = f->q_far, .o = f->o,
                              .n_tok = n, .n_q = n_q, .scale = hp->attn_scale, .softcap = hp->attn_softcap,
                              .window = sliding ? hp->window : 0, .reading = c->reading, .mass = c->mass,
-                             .n_mass = c->n_mass };
+                             .n_mass = c->n_mass, .evict = c->evict };
     KVF_TRY(kvf_kv_attend(c->kv, &a, err));
     return project_residual(f, f->o, &y->o, y->o_bias, y->post_attn_norm, f->x + (n - n_q) * hp->n_embd, n_q, err);
 }
@@ -248,7 +248,8 @@ static kvf_status run_layers(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, con
     int32_t last = f->m->hp.n_layer - 1;
     for (int32_t l = 0; l <= last; l++) {
         int64_t n_q = l < last ? n : c->n_out;
-        layer_call a = { .kv = kv, .policy = policy, .l = l, .kv_l = l, .n = n, .n_q = n_q, .reading = c->reading };
+        layer_call a = { .kv = kv, .policy = policy, .l = l, .kv_l = l, .n = n, .n_q = n_q, .reading = c->reading,
+                         .evict = c->evict };
         KVF_TRY(attention(f, &a, err));
         if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
     }
@@ -277,6 +278,7 @@ kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const
     f->n_out = 0;
     kvf_status rc = run_layers(f, kv, policy, c, err);
     if (rc >= 0) rc = kvf_kv_commit(kv, n, err);
+    if (rc >= 0 && c->evict) rc = kvf_kv_evict(kv, policy, err);
     if (rc < 0) {
         kvf_kv_truncate(kv, n_past); /* give back what was reserved */
         return rc;

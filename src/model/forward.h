@@ -22,6 +22,7 @@ typedef struct kvf_chunk {
     const kvf_token *tokens; /* [n_tok], each < n_vocab */
     int64_t n_tok;           /* 1..n_batch */
     int64_t n_out;           /* hidden states wanted, of the last n_out tokens; 0: only KV */
+    bool evict;              /* the policy evicts after this chunk */
     bool reading;            /* a document is being read into a store (kv.h) */
 } kvf_chunk;
 

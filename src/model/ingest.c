@@ -156,7 +156,7 @@ static kvf_status read_chunks(reading *r, kvf_error *err)
     while (kvf_kv_len(s->kv) < r->n) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), n = r->n - at < s->n_batch ? r->n - at : s->n_batch;
-        kvf_chunk c = { s->tokens + at, n, 0, true };
+        kvf_chunk c = { .tokens = s->tokens + at, .n_tok = n, .reading = true };
         KVF_TRY(kvf_timeline_run(s, &c, NULL, err));
         s->n_computed += n;
         KVF_TRY(put_groups(r, err));

@@ -88,6 +88,11 @@ static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_er
         s->policy->ops->stages(s->policy, &plan);
         dims.n_layer = plan.first[1];
     }
+    if (s->policy->ops->budget && hp->window > 0)
+        return kvf_fail(err, KVF_ERR_UNSUPPORTED,
+                        "policy %s evicts tokens, and this model has layers with sliding windows, which evict their own; use "
+                        "another policy",
+                        s->policy->ops->name);
     KVF_TRY(m ? open_memory(s, m, err) : kvf_kv_open(&s->kv, s->pool, dims, err));
     KVF_TRY(kvf_forward_open(&s->forward, s->m, s->n_batch, m ? m->window - 1 : 0, err));
     s->kv_bytes = p->kv_bytes;
@@ -195,6 +200,15 @@ static int64_t next_chunk(const kvf_session *s, int64_t left)
     return left;
 }
 
+/* Does the policy evict after a chunk of a prompt, the last or not? */
+static bool evicts(const kvf_session *s, bool last)
+{
+    kvf_budget b = { 0 };
+    if (!s->policy->ops->budget) return false;
+    s->policy->ops->budget(s->policy, &b);
+    return last || b.every_chunk;
+}
+
 /* Run every token of the timeline that the KV does not hold; then s->logits are those after the
  * last. tell: report progress. */
 static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
@@ -204,7 +218,7 @@ static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
     while (kvf_kv_len(s->kv) < s->n_token) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = next_chunk(s, left);
-        kvf_chunk c = { s->tokens + at, n, n == left, false };
+        kvf_chunk c = { .tokens = s->tokens + at, .n_tok = n, .n_out = n == left, .evict = tell && evicts(s, n == left) };
         if (s->passages && tell) kvf_kv_track(s->kv, n == left); /* from a prompt's last token on */
         KVF_TRY(kvf_timeline_run(s, &c, n == left ? s->logits : NULL, err));
         s->has_logits = n == left;
@@ -275,6 +289,7 @@ kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n,
     int64_t keep = same < kvf_kv_len(s->kv) ? same : kvf_kv_len(s->kv);
     if (keep == n) keep = n - 1; /* the logits after the last token are wanted */
     if (keep < kvf_kv_len(s->kv)) kvf_timeline_cut(s, keep);
+    keep = kvf_kv_len(s->kv); /* nothing, if what came before was evicted meanwhile */
     memmove(s->tokens, tokens, (size_t)n * sizeof *tokens);
     s->n_token = n;
     s->has_logits = false;
@@ -394,7 +409,7 @@ static kvf_status score_all(kvf_session *s, int64_t first, kvf_score *scores, kv
     while (kvf_kv_len(s->kv) < s->n_token) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = left < s->n_batch ? left : s->n_batch;
-        kvf_chunk c = { s->tokens + at, n, n, false };
+        kvf_chunk c = { .tokens = s->tokens + at, .n_tok = n, .n_out = n };
         KVF_TRY(kvf_timeline_run(s, &c, NULL, err));
         KVF_TRY(score_chunk(s, at + 1, n, scores + (at + 1 - first), err));
         KVF_TRY(kvf_timeline_report(s, at + n - first, total, err));

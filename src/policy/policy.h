@@ -6,7 +6,7 @@
  * docs/adding-a-policy.md walks through it. A NULL hook passes through.
  *
  * One session calls its policy from one thread, in this order ('?': only if the hook is set):
- *     init?  { select? | retrieve? } per layer, per chunk, or keep? per stage, per step   forget?   fini?
+ *     init?  { select? | retrieve? } per layer, per chunk, or keep? per stage, per step, or evict?   forget?   fini?
  *
  * Positions are places in the text. Blocks are KVF_BLOCK consecutive tokens of one layer.
  *
@@ -92,6 +92,25 @@ typedef struct kvf_keep {
     int64_t n_row;      /* newest tokens that gave the scores, this time */
 } kvf_keep;
 
+/* What a policy that evicts asks for: of each layer's plain sequence only so many tokens stay, for each KV
+ * head its own (SnapKV, KeyDiff). What is evicted is gone. Constant after init. */
+typedef struct kvf_budget {
+    int64_t tokens;   /* kept in every layer; evict() is asked when more are held */
+    int32_t n_row;    /* newest queries of a prompt whose attention evict() wants to see; 0: none */
+    bool every_chunk; /* asked after every chunk of a prompt, not only after its last */
+} kvf_budget;
+
+typedef struct kvf_evict {
+    int32_t layer;
+    int64_t n;          /* tokens held, the oldest first; more than `keep` */
+    int64_t keep;       /* kvf_budget.tokens */
+    const float *mass;  /* [n_head][stride]: attention of the newest n_row queries, summed, or NULL */
+    int64_t stride;
+    int32_t n_row;      /* fewer than asked for in a last layer, where only the last query is computed */
+    void *lookup;       /* first argument of keys; valid during the call */
+    kvf_status (*keys)(void *lookup, int32_t head_kv, float *keys, kvf_error *err); /* [n][head_dim], as stored */
+} kvf_evict;
+
 typedef struct kvf_policy {
     const struct kvf_policy_ops *ops;
     kvf_dims dims; /* the model's; constant */
@@ -137,6 +156,12 @@ typedef struct kvf_policy_ops {
     /* Set keep[i] to 1 for the tokens that go on to the next stage, to 0 for the others. keep is [k->n],
      * unset on entry; the newest token goes on in any case. (with stages: required) */
     kvf_status (*keep)(kvf_policy *p, const kvf_keep *k, uint8_t *keep, kvf_error *err);
+
+    /* Fill *b: tokens are evicted. (optional: none is; not together with memory or stages) */
+    void (*budget)(const kvf_policy *p, kvf_budget *b);
+
+    /* Write the places to keep, stay [n_head_kv][e->keep], each row rising. (with budget: required) */
+    kvf_status (*evict)(kvf_policy *p, const kvf_evict *e, int32_t *stay, kvf_error *err);
 } kvf_policy_ops;
 
 /* Open the policy `spec` names, "name" or "name:key=value,...". On failure *out is NULL: NOT_FOUND

@@ -6,10 +6,11 @@
 
 #include "policy/policy.h"
 
-extern const kvf_policy_ops kvf_policy_full, kvf_policy_window, kvf_policy_infllm, kvf_policy_lazyllm;
+extern const kvf_policy_ops kvf_policy_full, kvf_policy_window, kvf_policy_infllm, kvf_policy_lazyllm, kvf_policy_snapkv,
+    kvf_policy_keydiff;
 
 static const kvf_policy_ops *const registry[] = { &kvf_policy_full, &kvf_policy_window, &kvf_policy_infllm,
-                                                 &kvf_policy_lazyllm };
+                                                 &kvf_policy_lazyllm, &kvf_policy_snapkv, &kvf_policy_keydiff };
 
 enum { N_POLICY = sizeof registry / sizeof *registry };
 

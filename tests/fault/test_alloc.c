@@ -121,6 +121,11 @@ Test(alloc, every_failure_is_reported_and_nothing_leaks_lazy)
 {
     fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "lazyllm:stages=1,keep=0.3,rows=2,hold=1");
 }
+Test(alloc, every_failure_is_reported_and_nothing_leaks_evict)
+{
+    fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "snapkv:budget=40,window=8");
+    fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "keydiff:budget=40,recent=8");
+}
 
 /* A document into a store, out of it again, a question and its passages. */
 static kvf_status run_store(faulty *f, const char *dir, const char *policy)

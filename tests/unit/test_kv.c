@@ -399,3 +399,98 @@ Test(kv, compact_keeps_exactly_the_named_places)
     cr_assert_eq(kvf_pool_used(pool), 0);
     kvf_pool_close(pool);
 }
+
+/* ---- Budgets --------------------------------------------------------------------------------------- */
+
+enum { KEPT = 70 };
+
+static void budget_of(const kvf_policy *p, kvf_budget *b)
+{
+    (void)p;
+    *b = (kvf_budget){ .tokens = KEPT };
+}
+
+/* Head h keeps every (2 + h)-th place, the rest from the end; the keys it is shown are the stored ones. */
+static kvf_status keep_some(kvf_policy *p, const kvf_evict *e, int32_t *stay, kvf_error *er)
+{
+    (void)p;
+    static float keys[400 * DIM];
+    for (int32_t h = 0; h < HEADS_KV; h++) {
+        int64_t n_every = 30;
+        for (int64_t i = 0; i < n_every; i++) stay[h * KEPT + i] = (int32_t)(i * (2 + h));
+        for (int64_t i = n_every; i < KEPT; i++) stay[h * KEPT + i] = (int32_t)(e->n - KEPT + i);
+        if (e->keys(e->lookup, h, keys, er) < 0) return KVF_ERR_INTERNAL;
+        uint64_t s = 6 * 1000003 + (uint64_t)e->layer * 7919 + 11;
+        float k = 0;
+        for (int i = 0; i <= h * DIM; i++) {
+            k = noise(&s);
+            if (i < h * DIM) noise(&s); /* its value */
+        }
+        if (keys[11 * DIM] != kvf_f32_from_f16(kvf_f16_from_f32(k))) return KVF_ERR_INTERNAL;
+    }
+    return KVF_OK;
+}
+
+/* One head over the tokens named, in double. */
+static void attend_by_hand(uint64_t seed, int32_t layer, int32_t head, const int32_t *tokens, int n, double out[DIM])
+{
+    float q[WIDTH_Q];
+    uint64_t s = 99;
+    double sum = 0;
+    for (int i = 0; i < WIDTH_Q; i++) q[i] = 3 * noise(&s);
+    memset(out, 0, DIM * sizeof *out);
+    for (int t = 0; t < n; t++) {
+        float k[WIDTH_KV], v[WIDTH_KV];
+        uint64_t at = seed * 1000003 + (uint64_t)layer * 7919 + (uint64_t)tokens[t];
+        for (int i = 0; i < WIDTH_KV; i++) {
+            k[i] = noise(&at);
+            v[i] = noise(&at);
+        }
+        int32_t hk = head / (HEADS / HEADS_KV) * DIM;
+        double x = 0;
+        for (int i = 0; i < DIM; i++) x += (double)q[head * DIM + i] * (double)kvf_f32_from_f16(kvf_f16_from_f32(k[hk + i]));
+        double e = exp(0.25 * x);
+        sum += e;
+        for (int i = 0; i < DIM; i++) out[i] += e * (double)kvf_f32_from_f16(kvf_f16_from_f32(v[hk + i]));
+    }
+    for (int i = 0; i < DIM; i++) out[i] /= sum;
+}
+
+Test(kv, each_head_keeps_its_own_tokens_and_places_count_on)
+{
+    static const kvf_policy_ops ops = { .abi = KVF_POLICY_ABI, .name = "some", .budget = budget_of, .evict = keep_some };
+    kvf_policy policy = { .ops = &ops, .dims = dims };
+    kvf_pool *pool = open_pool(100, 0);
+    kvf_kv *kv;
+    cr_assert_eq(kvf_kv_open(&kv, pool, dims, &err), KVF_OK);
+    append(kv, 6, 60);
+    cr_assert_eq(kvf_kv_evict(kv, &policy, &err), KVF_OK);
+    cr_assert_eq(kvf_kv_len(kv), 60, "less than the budget: nothing goes");
+    append(kv, 6, 240);
+    cr_assert_eq(kvf_pool_used(pool), 3 * LAYERS);
+    cr_assert_eq(kvf_kv_evict(kv, &policy, &err), KVF_OK, "%s", err.msg);
+    cr_assert_eq(kvf_kv_len(kv), 300);
+    cr_assert_eq(kvf_pool_used(pool), LAYERS);
+    append(kv, 6, 5); /* tokens 300.. of the text */
+    for (int32_t l = 0; l < LAYERS; l++) {
+        float got[WIDTH_Q];
+        attend(kv, l, NULL, got);
+        for (int32_t head = 0; head < HEADS; head++) {
+            int32_t tokens[KEPT + 5], h = head / (HEADS / HEADS_KV);
+            for (int i = 0; i < KEPT; i++) tokens[i] = i < 30 ? i * (2 + h) : 300 - KEPT + i;
+            for (int i = 0; i < 5; i++) tokens[KEPT + i] = 300 + i;
+            double want[DIM];
+            attend_by_hand(6, l, head, tokens, KEPT + 5, want);
+            for (int i = 0; i < DIM; i++) cr_assert_float_eq((double)got[head * DIM + i], want[i], 1e-5, "layer %d head %d", l, head);
+        }
+    }
+    kvf_kv_truncate(kv, 302);
+    cr_assert_eq(kvf_kv_len(kv), 302);
+    kvf_kv_truncate(kv, 299); /* before what was evicted: nothing is left to go on from */
+    cr_assert_eq(kvf_kv_len(kv), 0);
+    append(kv, 6, 10);
+    cr_assert_eq(kvf_kv_len(kv), 10);
+    kvf_kv_close(kv);
+    cr_assert_eq(kvf_pool_used(pool), 0);
+    kvf_pool_close(pool);
+}

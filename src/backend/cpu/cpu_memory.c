@@ -65,21 +65,28 @@ kvf_status kvf_cpu_op_kv_turn(kvf_backend *b, const kvf_kv_turn_args *a, kvf_err
 
 /* ---- Rows put together ------------------------------------------------------------------------- */
 
+/* One row of each KV head's K and V. */
+static void gather_token(const kvf_kv_gather_args *a, int64_t i)
+{
+    int64_t d = a->head_dim, plane = KVF_BLOCK * d, v_at = a->n_head_kv * plane, to = a->first + i;
+    kvf_f16 *dst = kvf_kv_slot(a->kv, a->dst[to >> KVF_BLOCK_SHIFT]);
+    dst += (to & (KVF_BLOCK - 1)) * d;
+    for (int64_t h = 0; h < a->n_head_kv; h++) {
+        int64_t from = a->from[h * a->from_stride + i];
+        const kvf_f16 *src = kvf_kv_slot(a->kv, a->src[from >> KVF_BLOCK_SHIFT]);
+        src += (from & (KVF_BLOCK - 1)) * d;
+        if (src == dst) continue;
+        memcpy(dst + h * plane, src + h * plane, (size_t)d * sizeof *dst);
+        memcpy(dst + v_at + h * plane, src + v_at + h * plane, (size_t)d * sizeof *dst);
+    }
+}
+
 static void gather_part(void *arg, int64_t part, int32_t worker)
 {
-    const kvf_kv_gather_args *a = ((const turn_task *)arg)->gather;
-    int64_t d = a->head_dim, rows = 2 * (int64_t)a->n_head_kv, per = ((const turn_task *)arg)->per;
-    int64_t end = (part + 1) * per < a->n ? (part + 1) * per : a->n;
+    const turn_task *t = arg;
+    int64_t end = (part + 1) * t->per < t->gather->n ? (part + 1) * t->per : t->gather->n;
     (void)worker;
-    for (int64_t i = part * per; i < end; i++) {
-        int64_t to = a->first + i, from = a->from[i];
-        const kvf_f16 *src = kvf_kv_slot(a->kv, a->src[from >> KVF_BLOCK_SHIFT]);
-        kvf_f16 *dst = kvf_kv_slot(a->kv, a->dst[to >> KVF_BLOCK_SHIFT]);
-        src += (from & (KVF_BLOCK - 1)) * d;
-        dst += (to & (KVF_BLOCK - 1)) * d;
-        if (src == dst) continue;
-        for (int64_t h = 0; h < rows; h++) memcpy(dst + h * KVF_BLOCK * d, src + h * KVF_BLOCK * d, (size_t)d * sizeof *dst);
-    }
+    for (int64_t i = part * t->per; i < end; i++) gather_token(t->gather, i);
 }
 
 kvf_status kvf_cpu_op_kv_gather(kvf_backend *b, const kvf_kv_gather_args *a, kvf_error *err)
