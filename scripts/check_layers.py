@@ -24,21 +24,23 @@ import sys
 # folder prefix -> (layer, include prefixes it may name beyond its own folder)
 LIBC_ONLY = ["kvfold/"]
 LAYERS = [
-    ("include/kvfold/", 0, []),
+    ("include/kvfold/", 0, ["kvfold/"]),
     ("src/base/", 1, LIBC_ONLY),
     ("src/backend/cpu/", 2, LIBC_ONLY + ["base/", "backend/backend.h", "backend/cpu/"]),
     ("src/backend/", 2, LIBC_ONLY + ["base/"]),
+    ("src/merge/", 2, LIBC_ONLY + ["base/", "backend/cpu/simd_"]),
     ("src/policy/", 3, LIBC_ONLY + ["base/"]),
     ("src/kv/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "policy/policy.h"]),
     ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "policy/", "memory/store.h", "memory/faiss_index.h"]),
-    ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "policy/", "model/", "memory/store.h"]),
+    ("src/vision/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "backend/cpu/simd_", "model/gguf.h"]),
+    ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "merge/", "policy/", "model/", "vision/", "memory/store.h"]),
     ("cuda/", 2, LIBC_ONLY + ["base/", "backend/backend.h"]),
     ("memory/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "kv/tier.h", "kv/index.h", "memory/"]),
     ("tools/", 6, LIBC_ONLY),
     ("examples/", 6, LIBC_ONLY),
     ("plugins/", 6, LIBC_ONLY),
-    ("bench/", 6, LIBC_ONLY + ["base/", "backend/", "memory/faiss_c.h"]),
-    ("tests/", 7, ["kvfold/", "base/", "backend/", "kv/", "policy/", "model/", "api/", "memory/", "tests/", "tools/"]),
+    ("bench/", 6, LIBC_ONLY + ["base/", "backend/", "merge/", "memory/faiss_c.h"]),
+    ("tests/", 7, ["kvfold/", "base/", "backend/", "kv/", "policy/", "merge/", "model/", "vision/", "api/", "memory/", "tests/", "tools/"]),
 ]
 
 BANNED = {

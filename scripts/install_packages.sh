@@ -16,7 +16,7 @@
 # SPDX-License-Identifier: Apache-2.0
 set -eu
 
-build="gcc g++ cmake ninja-build pkg-config libpcre2-dev liblmdb-dev libfaiss-dev libopenblas-dev libxxhash-dev zlib1g-dev libcjson-dev libpoppler-glib-dev libxml2-dev python3"
+build="gcc g++ cmake ninja-build pkg-config libpcre2-dev liblmdb-dev libfaiss-dev libopenblas-dev libxxhash-dev zlib1g-dev libcjson-dev libpoppler-glib-dev libxml2-dev libavformat-dev libavcodec-dev libavutil-dev libswscale-dev python3"
 fetch="python3-pip"
 docs="debian-policy"
 tests="libcriterion-dev"
@@ -97,19 +97,19 @@ missing_tools() {
 name_packages() {
     case $1 in
     *fedora* | *rhel* | *centos*)
-        echo "sudo dnf install gcc gcc-c++ cmake ninja-build pkgconf-pkg-config pcre2-devel lmdb-devel xxhash-devel zlib-devel cjson-devel poppler-glib-devel libxml2-devel python3 python3-pip criterion-devel clang compiler-rt llvm"
+        echo "sudo dnf install gcc gcc-c++ cmake ninja-build pkgconf-pkg-config pcre2-devel lmdb-devel xxhash-devel zlib-devel cjson-devel poppler-glib-devel libxml2-devel ffmpeg-free-devel python3 python3-pip criterion-devel clang compiler-rt llvm"
         ;;
     *arch* | *manjaro*)
-        echo "sudo pacman -S --needed base-devel cmake ninja pkgconf pcre2 lmdb xxhash zlib cjson poppler-glib libxml2 python python-pip criterion clang compiler-rt llvm"
+        echo "sudo pacman -S --needed base-devel cmake ninja pkgconf pcre2 lmdb xxhash zlib cjson poppler-glib libxml2 ffmpeg python python-pip criterion clang compiler-rt llvm"
         ;;
     *suse*)
-        echo "sudo zypper install gcc gcc-c++ cmake ninja pkgconf-pkg-config pcre2-devel lmdb-devel xxhash-devel zlib-devel cJSON-devel libpoppler-glib-devel libxml2-devel python3 python3-pip criterion-devel clang llvm"
+        echo "sudo zypper install gcc gcc-c++ cmake ninja pkgconf-pkg-config pcre2-devel lmdb-devel xxhash-devel zlib-devel cJSON-devel libpoppler-glib-devel libxml2-devel 'pkgconfig(libavformat)' 'pkgconfig(libavcodec)' 'pkgconfig(libavutil)' 'pkgconfig(libswscale)' python3 python3-pip criterion-devel clang llvm"
         ;;
     *darwin*)
-        echo "brew install cmake ninja pkgconf pcre2 lmdb xxhash cjson poppler libxml2 python criterion"
+        echo "brew install cmake ninja pkgconf pcre2 lmdb xxhash cjson poppler libxml2 ffmpeg python criterion"
         ;;
     *)
-        echo "a C11 and a C++17 compiler, CMake 3.22, Ninja, pkg-config, PCRE2, LMDB 0.9, FAISS with its C headers (optional), xxHash, zlib, cJSON, poppler-glib, libxml2, Python 3 with pip, and for the tests Criterion"
+        echo "a C11 and a C++17 compiler, CMake 3.22, Ninja, pkg-config, PCRE2, LMDB 0.9, FAISS with its C headers (optional), xxHash, zlib, cJSON, poppler-glib, libxml2, FFmpeg's libraries (optional), Python 3 with pip, and for the tests Criterion"
         ;;
     esac
 }

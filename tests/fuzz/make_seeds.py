@@ -152,6 +152,37 @@ def gguf_seeds(root):
         save(root, "model", name, data)
 
 
+def mmproj(clip, types=(1, 8, 0, 30), legacy=False):
+    """A tower of one layer, 32 wide, over 2 x 2 patches, with its projector."""
+    w, ff, out = 32, 64, 8
+    meta = [("general.architecture", STR, "clip"), ("clip.projector_type", STR, "mlp"),
+            ("clip.has_vision_encoder", BOOL, 1), ("clip.use_gelu", BOOL, not clip),
+            ("clip.vision.image_size", U32, 9), ("clip.vision.patch_size", U32, 4),
+            ("clip.vision.embedding_length", U32, w), ("clip.vision.attention.head_count", U32, 2),
+            ("clip.vision.block_count", U32, 1), ("clip.vision.feed_forward_length", U32, ff),
+            ("clip.vision.attention.layer_norm_epsilon", F32, 1e-5), ("clip.vision.feature_layer", (ARR, I32), [1]),
+            ("clip.vision.image_mean", (ARR, F32), [0.5] * 3), ("clip.vision.image_std", (ARR, F32), [0.5] * 3),
+            ("clip.vision.image_grid_pinpoints", (ARR, I32), [9, 18])]
+    tensors = [("v.patch_embd.weight", [4, 4, 3, w], 1), ("v.position_embd.weight", [w, 4 + clip], 0),
+               ("model.image_newline", [out], 0)]
+    tensors += [("v.class_embd", [w], 0), ("v.pre_ln.weight", [w], 0), ("v.pre_ln.bias", [w], 0)] if clip else \
+        [("v.patch_embd.bias", [w], 0)]
+    for n in ("ln1", "ln2"):
+        tensors += [("v.blk.0.%s.%s" % (n, p), [w], 0) for p in ("weight", "bias")]
+    for i, n in enumerate(("attn_q", "attn_k", "attn_v", "attn_out")):
+        tensors += [("v.blk.0.%s.weight" % n, [w, w], types[i]), ("v.blk.0.%s.bias" % n, [w], 0)]
+    up, down = ("ffn_down", "ffn_up") if legacy else ("ffn_up", "ffn_down")
+    tensors += [("v.blk.0.%s.weight" % up, [w, ff], types[0]), ("v.blk.0.%s.weight" % down, [ff, w], types[1]),
+                ("mm.0.weight", [w, ff], types[2]), ("mm.0.bias", [ff], 0), ("mm.2.weight", [ff, out], types[3])]
+    return gguf(meta, tensors)
+
+
+def vision_seeds(root):
+    save(root, "vision", "siglip", mmproj(0))
+    save(root, "vision", "clip", mmproj(1, types=(8, 2, 1, 0), legacy=True))
+    save(root, "vision", "text", dict(models())["llama"])
+
+
 # ---- Documents: the first byte chooses the reader, as in fuzz_document.c --------------------
 
 def document_seeds(root):
@@ -168,8 +199,22 @@ def document_seeds(root):
     save(root, "document", "detected", b"\4" + page)
 
 
+# ---- Arrays: the first byte chooses the reader (fuzz_arrays.c) -----------------------------
+
+def array_seeds(root):
+    for i, (descr, shape, n) in enumerate([("<f4", "(2, 3)", 24), ("|u1", "(5,)", 5), (">f8", "()", 8), ("<i8", "(0, 7)", 0)]):
+        head = "{'descr': '%s', 'fortran_order': False, 'shape': %s, }" % (descr, shape)
+        head += " " * (-(10 + len(head) + 1) % 64) + "\n"
+        save(root, "arrays", "npy%d" % i, b"\0\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode() + b"\1" * n)
+    tensors = '{"__metadata__":{"k":"v"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[1,3],"data_offsets":[8,14]}}'
+    for i, (json, n) in enumerate([(tensors, 14), ("{}", 0)]):
+        save(root, "arrays", "safetensors%d" % i, b"\1" + struct.pack("<Q", len(json)) + json.encode() + b"\1" * n)
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: make_seeds.py OUT_DIR")
+    array_seeds(sys.argv[1])
     gguf_seeds(sys.argv[1])
+    vision_seeds(sys.argv[1])
     document_seeds(sys.argv[1])

@@ -2,6 +2,8 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <kvfold/kvfold.h>
+#include <kvfold/merge.h>
+#include <kvfold/vision.h>
 
 #include <criterion/criterion.h>
 

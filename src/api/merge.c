@@ -1,0 +1,46 @@
+/* merge.c - the functions of merge.h that take a context; the others are in src/merge.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "api/ctx.h"
+#include "merge/mamba.h"
+#include "merge/method.h"
+#include "merge/inner.h"
+
+/* What a ctx lends to src/merge. */
+static kvf_status lend(kvf_merge_env *env, kvf_ctx *ctx, kvf_error *err)
+{
+    if (!ctx) return kvf_fail(err, KVF_ERR_ARG, "ctx is NULL; open one with kvf_ctx_open");
+    *env = (kvf_merge_env){ .mem = &ctx->mem, .threads = ctx->threads };
+    kvf_rows_init(&env->rows, ctx->level);
+    return KVF_OK;
+}
+
+kvf_status kvf_merge_open(kvf_merge **out, kvf_ctx *ctx, const char *spec, kvf_error *err)
+{
+    kvf_merge_env env;
+    if (out) *out = NULL;
+    KVF_TRY(lend(&env, ctx, err));
+    return kvf_merge_open_env(out, &env, spec, err);
+}
+
+kvf_status kvf_merge_inner_run(kvf_ctx *ctx, kvf_merge_inner *a, kvf_error *err)
+{
+    kvf_merge_env env;
+    KVF_TRY(lend(&env, ctx, err));
+    return kvf_merge_inner_env(&env, a, err);
+}
+
+kvf_status kvf_merge_pool_run(kvf_ctx *ctx, kvf_merge_pool *a, kvf_error *err)
+{
+    kvf_merge_env env;
+    KVF_TRY(lend(&env, ctx, err));
+    return kvf_merge_pool_env(&env, a, err);
+}
+
+kvf_status kvf_mamba_open(kvf_mamba **out, kvf_ctx *ctx, const kvf_mamba_params *p, kvf_error *err)
+{
+    kvf_merge_env env;
+    if (out) *out = NULL;
+    KVF_TRY(lend(&env, ctx, err));
+    return kvf_mamba_open_env(out, &env, p, err);
+}
