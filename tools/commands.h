@@ -14,6 +14,7 @@ int cmd_perplexity(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_rm(int argc, char **argv);
 int cmd_compact(int argc, char **argv);
+int cmd_video(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 
 #endif

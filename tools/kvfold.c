@@ -27,6 +27,7 @@ static const subcommand subcommands[] = {
     { "inspect", cmd_inspect, "show what is in a model file or a store, or what this machine has" },
     { "rm", cmd_rm, "remove documents from a store" },
     { "compact", cmd_compact, "give the space of removed documents back to the disk" },
+    { "video", cmd_video, "turn a video into the few tokens that matter" },
     { "bench", cmd_bench, "measure the speed of reading and writing" },
 };
 enum { N_SUBCOMMANDS = sizeof subcommands / sizeof *subcommands };

@@ -83,7 +83,7 @@ class Common(Cli):
     def test_help_is_there_for_all(self):
         self.assertIn(b"Commands:", self.ok("--help").stdout)
         self.assertRegex(self.ok("--version").stdout, rb"^kvfold \d+\.\d+\.\d+\n$")
-        for name in ("ask", "ingest", "chat", "tokenize", "perplexity", "inspect", "rm", "compact", "bench"):
+        for name in ("ask", "ingest", "chat", "tokenize", "perplexity", "inspect", "rm", "compact", "video", "bench"):
             page = self.ok(name, "--help").stdout
             self.assertIn(b"Examples:", page)
             self.assertIn(b"--json", page)
