@@ -286,6 +286,10 @@ static kvf_status gather_questions(ask *a, const arg_texts *operands, kvf_error 
     return KVF_OK;
 }
 
+/* How one question on one text is read when it fits the context, and from how many tokens on. */
+#define PRUNE_POLICY "lazyllm"
+enum { PRUNE_FROM = 1024 };
+
 /* ---- Reading ---------------------------------------------------------------------------- */
 
 /* Tokens that the longest question takes; at the terminal nobody knows yet. */
@@ -337,6 +341,20 @@ static kvf_status read_through_store(ask *a, kvf_error *err)
     return rc;
 }
 
+/* A single question, and a text long enough to gain by it: what the answer does not need is left out of the
+ * deeper layers, unless a policy was named. A model too small for that is read in full. */
+static kvf_status open_for_files(ask *a, const char *single, kvf_error *err)
+{
+    bool one = single ? a->o.questions.n == 0 : a->o.questions.n == 1;
+    engine_options eo = a->eo;
+    if (!eo.policy && one && a->r.prefix.n >= PRUNE_FROM) {
+        eo.policy = PRUNE_POLICY;
+        kvf_status rc = engine_open_session(&a->e, &eo, &a->so, err);
+        if (rc != KVF_ERR_ARG) return rc;
+    }
+    return engine_open_session(&a->e, &a->eo, &a->so, err);
+}
+
 static kvf_status read_files(ask *a, const char *single, kvf_error *err)
 {
     reading_input in = { .docs = a->docs, .paths = &a->o.documents, .tmpl = a->o.tmpl, .system = a->o.system };
@@ -348,7 +366,7 @@ static kvf_status read_files(ask *a, const char *single, kvf_error *err)
     if (rc == KVF_OK) rc = reading_make(&a->r, &a->e, &in, err);
     if (rc != KVF_OK) return rc;
     if (needs_store(a, a->r.prefix.n, question_tokens(a, single))) return read_through_store(a, err);
-    return engine_open_session(&a->e, &a->eo, &a->so, err);
+    return open_for_files(a, single, err);
 }
 
 static kvf_status open_stored(ask *a, kvf_error *err)

@@ -37,8 +37,8 @@ static const struct {
     int32_t n;
     double bound[2], ratio[2];
 } presets[] = {
-    [PRESET_FAST] = { 2, { 0.30, 0.60 }, { 0.25, 0.50 } },
-    [PRESET_BALANCED] = { 2, { 0.35, 0.65 }, { 0.40, 0.60 } },
+    [PRESET_FAST] = { 2, { 0.25, 0.50 }, { 0.40, 0.40 } },
+    [PRESET_BALANCED] = { 2, { 0.33, 0.50 }, { 0.60, 0.30 } },
     [PRESET_EXACT] = { 1, { 0.50 }, { 1.0 } },
 };
 
@@ -180,7 +180,7 @@ static const kvf_option lazyllm_options[] = {
     KVF_OPT_I64(lazyllm, sink, 4, 0, 1 << 20, "leading tokens always kept"),
     KVF_OPT_I64(lazyllm, recent, 16, 1, 1 << 20, "newest tokens always kept, the scoring ones at least"),
     KVF_OPT_I64(lazyllm, rows, 32, 1, 512, "newest tokens of a prompt whose attention scores the others; paper: 1"),
-    KVF_OPT_I64(lazyllm, pool, 7, 1, 255, "neighbours over which scores are averaged, odd; paper: 1"),
+    KVF_OPT_I64(lazyllm, pool, 31, 1, 255, "neighbours over which scores are averaged, odd; paper: 1"),
     KVF_OPT_I64(lazyllm, hold, 0, 0, 1 << 20, "decode steps that a choice serves, 0: all of the answer; paper: 1"),
     KVF_OPT_CHOICE(lazyllm, by, BY_ATTENTION, "attention|random", "what scores tokens; random is for comparison"),
     KVF_OPT_TEXT(lazyllm, park, "", "folder for waiting hidden states beyond the memory budget"),
