@@ -3,8 +3,8 @@
  *     bench_merge [--features F.npy] [--scores A.npy] [--out TOKENS.npy] [--meta META.npy] [--spec SPEC]
  *                 [--threads N] [--cpu NAME] [--rounds N] [--noise N.npy] [--stream FRAMES]
  *
- * F is [T][N][D] f32; without it a video is made: 32 x 196 x 3584, a still background with noise, an object that
- * moves, two cuts. Every figure is the best of --rounds (7), element types in turn. One CSV row each:
+ * F is [T][N][D] f32; without it a video is made: 32 x 196 x 3584, a still background with noise, an object
+ * that moves, two cuts. Every figure is the best of --rounds (7), element types in turn. One CSV row each:
  *
  *     read         the features' bytes read once, summed: what memory gives; GB/s
  *     similarity   the pass of all planners; read_share is the time of `read` over its own
@@ -74,9 +74,11 @@ static array load(const char *path)
     unsigned char head[10];
     char text[1024] = { 0 };
     FILE *f = fopen(path, "rb");
-    if (!f || fread(head, 1, 10, f) != 10 || memcmp(head, "\x93NUMPY\1", 7) != 0) die("not an npy file: ", path);
+    if (!f || fread(head, 1, 10, f) != 10 || memcmp(head, "\x93NUMPY\1", 7) != 0)
+        die("not an npy file: ", path);
     size_t n_head = (size_t)head[8] | (size_t)head[9] << 8;
-    if (n_head >= sizeof text || fread(text, 1, n_head, f) != n_head || !strstr(text, "'<f4'")) die("not f32: ", path);
+    if (n_head >= sizeof text || fread(text, 1, n_head, f) != n_head || !strstr(text, "'<f4'"))
+        die("not f32: ", path);
     const char *p = strstr(text, "shape': (");
     if (!p) die("no shape: ", path);
     p += 9;
@@ -84,7 +86,8 @@ static array load(const char *path)
         char *end;
         a.shape[i] = strtoll(p, &end, 10);
         a.n *= a.shape[i];
-        for (p = end; *p == ',' || *p == ' '; p++) {}
+        for (p = end; *p == ',' || *p == ' '; p++) {
+        }
     }
     a.v = get((size_t)a.n, sizeof *a.v);
     if (fread(a.v, sizeof *a.v, (size_t)a.n, f) != (size_t)a.n) die("cut short: ", path);
@@ -95,7 +98,8 @@ static array load(const char *path)
 static void save(const char *path, const void *v, const char *descr, int64_t rows, int64_t cols)
 {
     char head[128];
-    int n = snprintf(head, sizeof head, "{'descr': '%s', 'fortran_order': False, 'shape': (%lld, %lld), }", descr, (long long)rows, (long long)cols);
+    int n = snprintf(head, sizeof head, "{'descr': '%s', 'fortran_order': False, 'shape': (%lld, %lld), }",
+                     descr, (long long)rows, (long long)cols);
     while (n < 117) head[n++] = ' ';
     head[n++] = '\n';
     const unsigned char magic[10] = { 0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, 118, 0 };
@@ -118,9 +122,11 @@ static array make(void)
     uint64_t s = 42;
     for (int64_t t = 0; t < T; t++)
         for (int64_t n = 0; n < N; n++) {
-            bool cut = t == 0 || t == 12 || t == 23, moves = llabs(n % 14 - t % 14) < 3 && llabs(n / 14 - 7) < 3;
+            bool cut = t == 0 || t == 12 || t == 23,
+                 moves = llabs(n % 14 - t % 14) < 3 && llabs(n / 14 - 7) < 3;
             float *x = a.v + (t * N + n) * D;
-            for (int64_t d = 0; d < D; d++) x[d] = cut || moves ? unit(&s) : 0.95f * x[d - N * D] + 0.3f * unit(&s);
+            for (int64_t d = 0; d < D; d++)
+                x[d] = cut || moves ? unit(&s) : 0.95f * x[d - N * D] + 0.3f * unit(&s);
         }
     return a;
 }
@@ -196,11 +202,13 @@ static void *narrowed(const array *a, int type)
 {
     if (type == KVF_MERGE_F32) return a->v;
     uint16_t *h = get((size_t)a->n, 2);
-    for (int64_t i = 0; i < a->n; i++) h[i] = type == KVF_MERGE_F16 ? kvf_f16_from_f32(a->v[i]) : kvf_bf16_from_f32(a->v[i]);
+    for (int64_t i = 0; i < a->n; i++)
+        h[i] = type == KVF_MERGE_F16 ? kvf_f16_from_f32(a->v[i]) : kvf_bf16_from_f32(a->v[i]);
     return h;
 }
 
-static void bench_plans(kvf_ctx *ctx, const options *o, const array *a, const array *scores, const array *noise)
+static void bench_plans(kvf_ctx *ctx, const options *o, const array *a, const array *scores,
+                        const array *noise)
 {
     kvf_error err;
     kvf_merge *m;
@@ -211,7 +219,11 @@ static void bench_plans(kvf_ctx *ctx, const options *o, const array *a, const ar
     for (int type = 0; type < 3; type++) {
         best[type] = (times){ INFINITY, INFINITY, INFINITY, INFINITY };
         kvf_merge_input_init(&in[type]);
-        in[type].features = (kvf_merge_view){ .data = narrowed(a, type), .type = (kvf_merge_type)type, .n_frame = a->shape[0], .n_tok = a->shape[1], .dim = a->shape[2] };
+        in[type].features = (kvf_merge_view){ .data = narrowed(a, type),
+                                              .type = (kvf_merge_type)type,
+                                              .n_frame = a->shape[0],
+                                              .n_tok = a->shape[1],
+                                              .dim = a->shape[2] };
         in[type].scores = scores->v;
         in[type].noise = noise->v;
         in[type].n_noise = noise->v ? noise->n : 0;
@@ -224,24 +236,29 @@ static void bench_plans(kvf_ctx *ctx, const options *o, const array *a, const ar
     printf("read,f32,%.2f,%.2f,1\n", read, 4e-6 * (double)a->n / read);
     for (int type = 0; type < 3; type++) {
         double gb = (type ? 2e-6 : 4e-6) * (double)a->n, same = type ? read / 2 : read;
-        printf("similarity,%s,%.2f,%.2f,%.2f\n", types[type], best[type].similarity, gb / best[type].similarity, same / best[type].similarity);
-        printf("plan,%s,%.2f,,\napply,%s,%.2f,,\nplan+apply,%s,%.2f,,\n", types[type], best[type].plan, types[type], best[type].apply, types[type], best[type].both);
+        printf("similarity,%s,%.2f,%.2f,%.2f\n", types[type], best[type].similarity,
+               gb / best[type].similarity, same / best[type].similarity);
+        printf("plan,%s,%.2f,,\napply,%s,%.2f,,\nplan+apply,%s,%.2f,,\n", types[type], best[type].plan,
+               types[type], best[type].apply, types[type], best[type].both);
     }
     kvf_merge_plan *p;
     kvf_merge_plan_info info = { .size = sizeof info };
     run_once(m, &in[0], dst, &p);
     must(kvf_merge_plan_get_info(p, &info, &err), &err);
-    fprintf(stderr, "%s on %s: %lld of %lld tokens, %lld segments, %lld reduced, scores %s\n", info.spec, info.cpu, (long long)info.n_out,
-            (long long)(info.n_frame * info.n_tok), (long long)info.n_segment, (long long)info.total_reduced, info.scores);
+    fprintf(stderr, "%s on %s: %lld of %lld tokens, %lld segments, %lld reduced, scores %s\n", info.spec,
+            info.cpu, (long long)info.n_out, (long long)(info.n_frame * info.n_tok),
+            (long long)info.n_segment, (long long)info.total_reduced, info.scores);
     if (o->out) save(o->out, dst, "<f4", info.n_out, a->shape[2]);
     if (o->meta) save(o->meta, info.meta, "<i4", info.n_out, 4);
     kvf_merge_plan_free(p);
     kvf_merge_close(m);
-    for (int type = 1; type < 3; type++) kvf_free(&kvf_mem_default, (void *)(uintptr_t)in[type].features.data);
+    for (int type = 1; type < 3; type++)
+        kvf_free(&kvf_mem_default, (void *)(uintptr_t)in[type].features.data);
     kvf_free(&kvf_mem_default, dst);
 }
 
-/* ---- Streams --------------------------------------------------------------------------------------------- */
+/* ---- Streams ---------------------------------------------------------------------------------------------
+ */
 
 static void *meter_alloc(void *user, size_t bytes)
 {
@@ -302,7 +319,9 @@ static void bench_stream(const options *o, const array *a)
     for (int64_t t = 0; t <= o->stream; t++) {
         int64_t at = t % (2 * a->shape[0] - 2);
         if (at >= a->shape[0]) at = 2 * a->shape[0] - 2 - at;
-        must(t < o->stream ? kvf_merge_stream_push(s, h + at * n_tok * dim, NULL, &err) : kvf_merge_stream_finish(s, &err), &err);
+        must(t < o->stream ? kvf_merge_stream_push(s, h + at * n_tok * dim, NULL, &err)
+                           : kvf_merge_stream_finish(s, &err),
+             &err);
         kvf_merge_plan *plan;
         kvf_merge_apply apply;
         kvf_merge_plan_info info = { .size = sizeof info };
@@ -318,8 +337,9 @@ static void bench_stream(const options *o, const array *a)
         }
     }
     spent = now_ms() - start;
-    printf("what,frames,ms_per_frame,tokens,plans,forced,most_mb\nstream,%lld,%.3f,%lld,%lld,%lld,%.1f\n", (long long)o->stream, spent / (double)o->stream,
-           (long long)n_out, (long long)n_plan, (long long)n_forced, (double)m.most / 1e6);
+    printf("what,frames,ms_per_frame,tokens,plans,forced,most_mb\nstream,%lld,%.3f,%lld,%lld,%lld,%.1f\n",
+           (long long)o->stream, spent / (double)o->stream, (long long)n_out, (long long)n_plan,
+           (long long)n_forced, (double)m.most / 1e6);
     kvf_merge_stream_close(s);
     kvf_merge_close(method);
     kvf_ctx_close(ctx);
@@ -332,17 +352,28 @@ int main(int argc, char **argv)
     options o = { .spec = "holitom:ratio=0.15,tau=0.8", .threads = 1, .rounds = 7 };
     for (int i = 1; i + 1 < argc; i += 2) {
         const char *k = argv[i], *v = argv[i + 1];
-        if (!strcmp(k, "--features")) o.features = v;
-        else if (!strcmp(k, "--scores")) o.scores = v;
-        else if (!strcmp(k, "--noise")) o.noise = v;
-        else if (!strcmp(k, "--out")) o.out = v;
-        else if (!strcmp(k, "--meta")) o.meta = v;
-        else if (!strcmp(k, "--spec")) o.spec = v;
-        else if (!strcmp(k, "--cpu")) o.cpu = v;
-        else if (!strcmp(k, "--threads")) o.threads = atoi(v);
-        else if (!strcmp(k, "--rounds")) o.rounds = atoi(v);
-        else if (!strcmp(k, "--stream")) o.stream = atoll(v);
-        else die("unknown option ", k);
+        if (!strcmp(k, "--features"))
+            o.features = v;
+        else if (!strcmp(k, "--scores"))
+            o.scores = v;
+        else if (!strcmp(k, "--noise"))
+            o.noise = v;
+        else if (!strcmp(k, "--out"))
+            o.out = v;
+        else if (!strcmp(k, "--meta"))
+            o.meta = v;
+        else if (!strcmp(k, "--spec"))
+            o.spec = v;
+        else if (!strcmp(k, "--cpu"))
+            o.cpu = v;
+        else if (!strcmp(k, "--threads"))
+            o.threads = atoi(v);
+        else if (!strcmp(k, "--rounds"))
+            o.rounds = atoi(v);
+        else if (!strcmp(k, "--stream"))
+            o.stream = atoll(v);
+        else
+            die("unknown option ", k);
     }
     array a = o.features ? load(o.features) : make(), scores = { 0 }, noise = { 0 };
     if (a.n < 1 || a.shape[2] < 1 || a.shape[2] > 65536) die("features must be [T][N][D]", "");

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "answer.h"
+#include "ask_video.h"
 #include "commands.h"
 #include "interrupt.h"
 #include "json.h"
@@ -22,7 +23,8 @@
 typedef struct ask_options {
     arg_texts documents, questions;
     const char *question_file, *tmpl, *system, *store;
-    int64_t citations;
+    const char *video, *mmproj, *merge;
+    int64_t citations, frames;
     bool raw, no_stream, json;
 } ask_options;
 
@@ -36,6 +38,11 @@ static const arg_row ask_rows[] = {
         "text, Markdown, HTML or PDF, also gzip-compressed; - is standard input; may be given again. With --store: "
         "the name of a document in it"),
     ROW(store, "--store", 0, "DIR", ARG_TEXT, "ask a document that kvfold ingest has read"),
+    ROW(video, "--video", 0, "CLIP", ARG_TEXT, "ask about a video, with --mmproj; any file that FFmpeg reads"),
+    ROW(mmproj, "--mmproj", 0, "FILE", ARG_TEXT, "GGUF file of the model's vision tower and projector"),
+    { "--frames", 0, "N", ARG_INT, offsetof(ask_options, frames), "32", 1, 100000, NULL, "frames of the video, evenly spread" },
+    { "--merge", 0, "SPEC", ARG_TEXT, offsetof(ask_options, merge), "holitom:ratio=0.25", 0, 0, NULL,
+      "which of the video's tokens are read (kvfold video --list-planners), or none: all of them" },
     ROW(questions, "--question", 'q', "TEXT", ARG_TEXTS, "a question; may be given again"),
     ROW(question_file, "--questions", 0, "FILE", ARG_TEXT, "questions, one per line; - is standard input"),
     ROW(json, "--json", 'j', NULL, ARG_FLAG, "one JSON object per question"),
@@ -54,7 +61,7 @@ static const arg_row ask_rows[] = {
 
 static const arg_command ask_command = {
     .name = "ask",
-    .synopsis = "[-m MODEL] -d FILE [-d FILE...] | --store DIR [-d NAME] [options] \"question\"",
+    .synopsis = "[-m MODEL] -d FILE [-d FILE...] | --store DIR [-d NAME] | --video CLIP --mmproj FILE [options] \"question\"",
     .summary = "answer questions about documents",
     .details = "The answer goes to standard output; a line with what it took goes to standard error.\n"
                "Without a question, and at a terminal, questions are asked for until an empty line. After the\n"
@@ -63,6 +70,7 @@ static const arg_command ask_command = {
                 "  kvfold ask -d a.txt -d b.html -q \"What do they agree on?\" -q \"And where not?\"\n"
                 "  kvfold ask --store books \"Who may upload a package?\"\n"
                 "  man bash | kvfold ask -d - \"What does 'set -e' do?\" --json\n"
+                "  kvfold ask -m llava-ov.gguf --mmproj mmproj.gguf --video clip.mp4 \"What happens?\"\n"
                 "  kvfold ask -d policy.txt.gz --questions questions.txt --json > answers.jsonl",
     .operand = "The question is one argument: put it in quotes, and -d before each document.",
     .max_operands = 1,
@@ -81,6 +89,7 @@ typedef struct ask {
 } ask;
 
 static bool has_documents(const ask *a) { return a->n_docs || a->o.store; }
+static bool has_prefix(const ask *a) { return has_documents(a) || a->o.video; }
 
 /* ---- Input ------------------------------------------------------------------------------ */
 
@@ -141,6 +150,13 @@ static kvf_status check_options(const ask *a, const arg_texts *operands, kvf_err
         return report_fail(err, KVF_ERR_ARG,
                            "--raw takes the whole prompt from the question; put the document in "
                            "it instead of -d.");
+    if (!a->o.video != !a->o.mmproj)
+        return report_fail(err, KVF_ERR_ARG, "--video and --mmproj go together: the clip, and the tower that looks at it.");
+    if (a->o.video && (a->o.raw || a->o.store || a->o.documents.n))
+        return report_fail(err, KVF_ERR_ARG, "A video is asked alone: leave out %s.",
+                           a->o.raw ? "--raw" : a->o.store ? "--store" : "-d");
+    if (a->o.video && a->eo.policy && engine_has_memory(a->eo.policy))
+        return report_fail(err, KVF_ERR_ARG, "--policy %s keeps text in a store; a video needs another, as lazyllm.", a->eo.policy);
     if (operands->n && !operands->v[0][strspn(operands->v[0], " \t\r\n")])
         return report_fail(err, KVF_ERR_ARG, "The question is empty.");
     return KVF_OK;
@@ -156,7 +172,7 @@ static kvf_status build_prompt(ask *a, const char *question, token_list *prompt,
         return prompt_tokenize(prompt, a->e.model, question, strlen(question),
                                KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL, err);
     }
-    if (has_documents(a)) return prompt_complete(prompt, &a->e, &a->r.parts, &a->r.prefix, question, err);
+    if (has_prefix(a)) return prompt_complete(prompt, &a->e, &a->r.parts, &a->r.prefix, question, err);
     buffer user = { 0 };
     utf8_add_clean(&user, question, strlen(question), UTF8_KEEP);
     buffer_trim_end(&user);
@@ -399,8 +415,12 @@ static kvf_status ask_run(ask *a, const arg_texts *operands, kvf_error *err)
     a->eo.passages = a->o.citations > 0 && has_documents(a);
     rc = engine_open(&a->e, &a->eo, err);
     if (rc != KVF_OK) return rc;
+    ask_video_options v = { .clip = a->o.video, .mmproj = a->o.mmproj, .merge = a->o.merge, .frames = a->o.frames,
+                            .tmpl = a->o.tmpl, .system = a->o.system, .quiet = a->eo.quiet };
     if (a->o.store)
         rc = open_stored(a, err);
+    else if (a->o.video)
+        rc = ask_video_open(&a->r.prefix, &a->r.parts, &a->e, &a->eo, &a->so, &v, err);
     else
         rc = a->n_docs ? read_files(a, single, err) : engine_open_session(&a->e, &a->eo, &a->so, err);
     if (rc == KVF_OK && single) rc = ask_one(a, single, err);

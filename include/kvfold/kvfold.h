@@ -413,6 +413,18 @@ KVF_API kvf_status kvf_session_sync(kvf_session *s, const kvf_token *tokens, int
  * and hand over the rest. */
 KVF_API kvf_status kvf_session_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
 
+/* A place of the timeline that no token of the vocabulary stands at, but an embedding. */
+#define KVF_TOKEN_EMBEDDING ((kvf_token)-2)
+
+/* Embeddings for the places KVF_TOKEN_EMBEDDING of what sync and append are handed from now on: the k-th such
+ * place of the timeline, counted from its beginning, is row k. rows: [n][width] f32, finite, as the model's
+ * first layer reads them (for visual tokens: what the projector gives, merged or not; a text model's own token
+ * embeddings are scaled by sqrt(width) in gemma, and these are not). They are copied; n = 0 drops them. The
+ * timeline is emptied. Such places count, are reused and cut like tokens; kvf_session_score and
+ * kvf_session_ingest refuse them. Errors: ARG (width is not the model's, a number is not finite), NOMEM. */
+KVF_API kvf_status kvf_session_set_embeddings(kvf_session *s, const float *rows, int64_t n, int64_t width,
+                                              kvf_error *err);
+
 /* Sample the next token, put it at the end of the timeline and return it in *out. KVF_DONE when
  * it ends the answer (*out is that token; it is not put on the timeline).
  * Errors: STATE (empty timeline), LIMIT (context full), NOMEM, CANCELLED. */

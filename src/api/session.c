@@ -61,6 +61,17 @@ kvf_status kvf_session_append(kvf_session *s, const kvf_token *tokens, int64_t n
     return kvf_timeline_append(s, tokens, n, err);
 }
 
+kvf_status kvf_session_set_embeddings(kvf_session *s, const float *rows, int64_t n, int64_t width, kvf_error *err)
+{
+    KVF_TRY(check(s, n == 0 ? (const void *)s : rows, "rows", err));
+    if (n < 0 || n > INT32_MAX) return kvf_fail(err, KVF_ERR_ARG, "%lld embeddings; use 0 to %d", (long long)n, INT32_MAX);
+    if (n > 0 && width != s->m->hp.n_embd)
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "embeddings of %lld numbers for a model of width %d; the projector belongs to another model", (long long)width,
+                        s->m->hp.n_embd);
+    return kvf_timeline_set_embeddings(s, rows, n, err);
+}
+
 kvf_status kvf_session_next(kvf_session *s, kvf_token *out, kvf_error *err)
 {
     KVF_TRY(check(s, out, "out", err));

@@ -18,7 +18,8 @@ typedef struct dist_task {
 /* Rows of a strip: 16 of 3584 numbers stay in the second-level cache while all others pass by. */
 enum { STRIP = 16 };
 
-/* A strip against all rows from its own on; the matrix is symmetric, and no two tasks write the same place. */
+/* A strip against all rows from its own on; the matrix is symmetric, and no two tasks write the same place.
+ */
 static void dist_strip(void *arg, int64_t task, int32_t worker)
 {
     const dist_task *t = arg;

@@ -1,9 +1,9 @@
 /* evs.c - efficient video sampling: the tokens that differ most from the one before them in time.
  *
- * Bagrov et al. 2025, EVS, arXiv:2510.14624, as vLLM runs it: every token of the first frame, and of the others
- * those with the largest 1 - cosine to the same position one frame earlier, max(N, floor(ratio T N)) in all; equal
- * ones in the order of the video. mode=exact keeps floor(ratio T N): where that is less than a frame, tokens of the
- * first frame at equal distances.
+ * Bagrov et al. 2025, EVS, arXiv:2510.14624, as vLLM runs it: every token of the first frame, and of the
+ * others those with the largest 1 - cosine to the same position one frame earlier, max(N, floor(ratio T N))
+ * in all; equal ones in the order of the video. mode=exact keeps floor(ratio T N): where that is less than a
+ * frame, tokens of the first frame at equal distances.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
@@ -30,7 +30,8 @@ static kvf_status append(kvf_merge_job *job, const uint8_t *picked, kvf_error *e
         int64_t before = job->plan->n_out;
         for (int64_t n = 0; n < n_tok; n++)
             if (picked[t * n_tok + n]) KVF_TRY(kvf_plan_copy(job->plan, t, t, n, err));
-        kvf_merge_segment s = { (int32_t)t, (int32_t)t, 0, 0, (int32_t)n_tok, (int32_t)(job->plan->n_out - before) };
+        kvf_merge_segment s = { (int32_t)t, (int32_t)t,     0,
+                                0,          (int32_t)n_tok, (int32_t)(job->plan->n_out - before) };
         KVF_TRY(kvf_plan_segment(job->plan, s, err));
     }
     return KVF_OK;
@@ -38,7 +39,8 @@ static kvf_status append(kvf_merge_job *job, const uint8_t *picked, kvf_error *e
 
 static void pick(const kvf_merge_job *job, const float *sim, int64_t n_keep, uint64_t *key, uint8_t *picked)
 {
-    int64_t n_tok = job->x->n_tok, n = (job->x->n_frame - 1) * n_tok, n_first = n_keep < n_tok ? n_keep : n_tok;
+    int64_t n_tok = job->x->n_tok, n = (job->x->n_frame - 1) * n_tok,
+            n_first = n_keep < n_tok ? n_keep : n_tok;
     memset(picked, 0, (size_t)n_tok);
     for (int64_t i = 0; i < n_first; i++) picked[(2 * i + 1) * n_tok / (2 * n_first)] = 1;
     for (int64_t i = 0; i < n; i++) key[i] = kvf_order_key((double)(1.0f - sim[i]));

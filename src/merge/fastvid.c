@@ -1,10 +1,10 @@
 /* fastvid.c - segments by frame similarity, then attention and density in each; a yardstick.
  *
- * In the manner of Shen et al. 2025, FastVID, arXiv:2503.11187: frames are cut at the `segments` - 1 smallest and at
- * all similarities below tau of neighbouring frame means. Of a segment's budget a part 1 - density goes to the tokens
- * with the largest scores of each frame; the rest to density peaks of every stride-th frame, into which all other
- * tokens of the segment are folded, centre by beta. Not the published code: counts are exact, ties go by index,
- * frame means stand for its global features.
+ * In the manner of Shen et al. 2025, FastVID, arXiv:2503.11187: frames are cut at the `segments` - 1 smallest
+ * and at all similarities below tau of neighbouring frame means. Of a segment's budget a part 1 - density
+ * goes to the tokens with the largest scores of each frame; the rest to density peaks of every stride-th
+ * frame, into which all other tokens of the segment are folded, centre by beta. Not the published code:
+ * counts are exact, ties go by index, frame means stand for its global features.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
@@ -25,7 +25,8 @@ static const kvf_option options[] = {
     KVF_OPT_F64(fastvid, ratio, 0.1, 1e-6, 1, "share of the tokens that is kept"),
     KVF_OPT_I64(fastvid, segments, 8, 1, 65536, "least number of segments"),
     KVF_OPT_F64(fastvid, tau, 0.9, -1, 1, "frames whose means are less similar than this are cut apart"),
-    KVF_OPT_F64(fastvid, density, 0.4, 0, 1, "share of the budget for density peaks; the rest goes by scores"),
+    KVF_OPT_F64(fastvid, density, 0.4, 0, 1,
+                "share of the budget for density peaks; the rest goes by scores"),
     KVF_OPT_I64(fastvid, stride, 4, 1, 65536, "every stride-th frame of a segment has peaks"),
     KVF_OPT_I64(fastvid, knn, 4, 1, KVF_DPC_MAX_K, "neighbours that make a token's density"),
     KVF_OPT_F64(fastvid, beta, 0.6, 0, 1, "weight of a peak against the mean of its members"),
@@ -33,24 +34,24 @@ static const kvf_option options[] = {
 };
 
 typedef struct work {
-    float *mean;      /* [n_frame][dim] of frames */
-    uint64_t *key;    /* [n_frame + n_tok] */
-    uint8_t *cut;     /* [n_frame] 1: a segment starts here */
-    uint8_t *picked;  /* [n_frame][n_tok] by score */
-    int64_t *share;   /* [n_frame] */
-    int64_t *room;    /* 2 x [n_frame] */
+    float *mean;     /* [n_frame][dim] of frames */
+    uint64_t *key;   /* [n_frame + n_tok] */
+    uint8_t *cut;    /* [n_frame] 1: a segment starts here */
+    uint8_t *picked; /* [n_frame][n_tok] by score */
+    int64_t *share;  /* [n_frame] */
+    int64_t *room;   /* 2 x [n_frame] */
     float *scores;
-    int32_t *place;   /* [n_tok] */
-    int32_t *center;  /* [peak_cap] token of each peak of the segment, ascending */
-    float *peak;      /* [peak_cap][dim] */
+    int32_t *place;  /* [n_tok] */
+    int32_t *center; /* [peak_cap] token of each peak of the segment, ascending */
+    float *peak;     /* [peak_cap][dim] */
     int64_t n_peak, center_cap, peak_cap;
-    int32_t *member;  /* [n_frame * n_tok] peak, by token of the segment; -1 */
+    int32_t *member;      /* [n_frame * n_tok] peak, by token of the segment; -1 */
     int32_t *head, *next; /* lists of members: [peak], [n_frame * n_tok] */
     int64_t head_cap;
-    float *x, *dist;  /* [n_tok][dim], [n_tok][n_tok] */
-    float *row;       /* [4][dim] */
-    double *score;    /* [n_tok] */
-    int32_t *near;    /* 2 x [n_tok] */
+    float *x, *dist; /* [n_tok][dim], [n_tok][n_tok] */
+    float *row;      /* [4][dim] */
+    double *score;   /* [n_tok] */
+    int32_t *near;   /* 2 x [n_tok] */
 } work;
 
 /* ---- Segments -------------------------------------------------------------------------------- */
@@ -98,8 +99,8 @@ typedef struct part {
 
 static bool is_anchor(const fastvid *o, int64_t first, int64_t t) { return (t - first) % o->stride == 0; }
 
-/* How many of `total` go to peaks: density's share, but no more than the anchors have room for beside the tokens
- * that stay by score. */
+/* How many of `total` go to peaks: density's share, but no more than the anchors have room for beside the
+ * tokens that stay by score. */
 static int64_t peaks_of(const fastvid *o, int64_t total, int64_t len, int64_t n_tok)
 {
     int64_t n_anchor = (len + o->stride - 1) / o->stride, n = (int64_t)nearbyint(o->density * (double)total);
@@ -112,7 +113,8 @@ static void pick_scores(const kvf_merge_job *job, work *w, int64_t first, int64_
     const float *scores = job->scores ? job->scores : w->scores;
     int64_t n_tok = job->x->n_tok, len = last - first + 1;
     for (int64_t t = first; t <= last; t++) w->share[t] = n_tok;
-    kvf_share_out(w->share + first, len, n_keep, w->share + first, (uint64_t *)w->room, (uint8_t *)(w->room + len));
+    kvf_share_out(w->share + first, len, n_keep, w->share + first, (uint64_t *)w->room,
+                  (uint8_t *)(w->room + len));
     for (int64_t t = first; t <= last; t++) {
         for (int64_t n = 0; n < n_tok; n++) w->key[n] = kvf_order_key((double)scores[t * n_tok + n]);
         kvf_pick_top(w->key, n_tok, w->share[t], w->picked + t * n_tok);
@@ -131,12 +133,22 @@ static kvf_status find_peaks(const kvf_merge_job *job, work *w, int64_t t, int64
         job->env->rows.widen[x->type](w->x + n * x->dim, kvf_tensor_row(x, t, i), x->dim);
         w->place[n++] = (int32_t)i;
     }
-    kvf_dpc a = { .x = w->x, .n = n, .dim = x->dim, .n_center = n_peak, .k = o->knn, .exact = true, .center = w->near,
-                  .member = w->near + x->n_tok, .dist = w->dist, .score = w->score };
+    kvf_dpc a = { .x = w->x,
+                  .n = n,
+                  .dim = x->dim,
+                  .n_center = n_peak,
+                  .k = o->knn,
+                  .exact = true,
+                  .center = w->near,
+                  .member = w->near + x->n_tok,
+                  .dist = w->dist,
+                  .score = w->score };
     KVF_TRY(kvf_dpc_run(job->env, &a, err));
     const kvf_mem *mem = job->env->mem;
-    KVF_TRY(kvf_reserve(mem, (void **)&w->center, &w->center_cap, w->n_peak + n_peak, sizeof *w->center, err));
-    KVF_TRY(kvf_reserve(mem, (void **)&w->peak, &w->peak_cap, (w->n_peak + n_peak) * x->dim, sizeof *w->peak, err));
+    KVF_TRY(
+        kvf_reserve(mem, (void **)&w->center, &w->center_cap, w->n_peak + n_peak, sizeof *w->center, err));
+    KVF_TRY(kvf_reserve(mem, (void **)&w->peak, &w->peak_cap, (w->n_peak + n_peak) * x->dim, sizeof *w->peak,
+                        err));
     for (int64_t c = 0; c < n_peak; c++, w->n_peak++) {
         w->center[w->n_peak] = (int32_t)(t * x->n_tok + w->place[w->near[c]]);
         memcpy(w->peak + w->n_peak * x->dim, w->x + w->near[c] * x->dim, (size_t)x->dim * sizeof *w->peak);
@@ -166,7 +178,8 @@ static void join(const kvf_merge_job *job, work *w, int64_t first, int64_t last)
         }
         for (int64_t j = 0; j < w->n_peak && n > 0; j += 4) {
             float out[4][4];
-            kvf_row_set a = { w->row, n, x->dim }, b = { w->peak + j * x->dim, w->n_peak - j < 4 ? w->n_peak - j : 4, x->dim };
+            kvf_row_set a = { w->row, n, x->dim },
+                        b = { w->peak + j * x->dim, w->n_peak - j < 4 ? w->n_peak - j : 4, x->dim };
             kvf_tile(job->env->rows.dist2, a, b, x->dim, out[0], 4);
             for (int64_t r = 0; r < n; r++)
                 for (int64_t c = 0; c < b.n; c++)
@@ -175,7 +188,8 @@ static void join(const kvf_merge_job *job, work *w, int64_t first, int64_t last)
     }
 }
 
-static kvf_status emit_peaks(const kvf_merge_job *job, work *w, int64_t segment, int64_t first, int64_t last, kvf_error *err)
+static kvf_status emit_peaks(const kvf_merge_job *job, work *w, int64_t segment, int64_t first, int64_t last,
+                             kvf_error *err)
 {
     const fastvid *o = job->state;
     int64_t n_tok = job->x->n_tok;
@@ -189,10 +203,15 @@ static kvf_status emit_peaks(const kvf_merge_job *job, work *w, int64_t segment,
     for (int64_t c = 0; c < w->n_peak; c++) {
         int64_t n = -1, frame = w->center[c] / n_tok;
         for (int64_t i = w->head[c]; i >= 0; i = w->next[i]) n++;
-        kvf_merge_meta meta = { (int32_t)segment, n > 0 ? KVF_MERGE_MERGED : KVF_MERGE_COPIED, (int32_t)frame, w->center[c] % (int32_t)n_tok };
+        kvf_merge_meta meta = { (int32_t)segment, n > 0 ? KVF_MERGE_MERGED : KVF_MERGE_COPIED, (int32_t)frame,
+                                w->center[c] % (int32_t)n_tok };
         KVF_TRY(kvf_plan_token(job->plan, meta, err));
         for (int64_t i = w->head[c]; i >= 0; i = w->next[i])
-            KVF_TRY(kvf_plan_source(job->plan, i, n == 0 ? 1 : i == w->center[c] ? o->beta : (1 - o->beta) / (double)n, err));
+            KVF_TRY(kvf_plan_source(job->plan, i,
+                                    n == 0              ? 1
+                                    : i == w->center[c] ? o->beta
+                                                        : (1 - o->beta) / (double)n,
+                                    err));
     }
     return KVF_OK;
 }
@@ -201,21 +220,29 @@ static kvf_status plan_segment(const kvf_merge_job *job, work *w, const part *p,
 {
     const fastvid *o = job->state;
     int64_t segment = p->segment, first = p->first, last = p->last, total = p->total;
-    int64_t n_tok = job->x->n_tok, len = last - first + 1, n_peak = peaks_of(o, total, len, n_tok), n_anchor = 0;
+    int64_t n_tok = job->x->n_tok, len = last - first + 1, n_peak = peaks_of(o, total, len, n_tok),
+            n_anchor = 0;
     pick_scores(job, w, first, last, total - n_peak);
     for (int64_t t = first; t <= last; t++)
-        if (is_anchor(o, first, t)) w->share[n_anchor++] = n_tok - w->share[t]; /* n_anchor <= t: not read again */
+        if (is_anchor(o, first, t))
+            w->share[n_anchor++] = n_tok - w->share[t]; /* n_anchor <= t: not read again */
     w->n_peak = 0;
     if (n_peak > 0) {
-        kvf_share_out(w->share, n_anchor, n_peak, w->share, (uint64_t *)w->room, (uint8_t *)(w->room + n_anchor));
-        for (int64_t a = 0; a < n_anchor; a++) KVF_TRY(find_peaks(job, w, first + a * o->stride, w->share[a], err));
+        kvf_share_out(w->share, n_anchor, n_peak, w->share, (uint64_t *)w->room,
+                      (uint8_t *)(w->room + n_anchor));
+        for (int64_t a = 0; a < n_anchor; a++)
+            KVF_TRY(find_peaks(job, w, first + a * o->stride, w->share[a], err));
         join(job, w, first, last);
         KVF_TRY(emit_peaks(job, w, segment, first, last, err));
     }
     for (int64_t i = first * n_tok; i < (last + 1) * n_tok; i++)
         if (w->picked[i]) KVF_TRY(kvf_plan_copy(job->plan, segment, i / n_tok, i % n_tok, err));
-    kvf_merge_segment s = { (int32_t)first, (int32_t)last, (int32_t)(len * n_tok - total + n_peak), (int32_t)n_peak,
-                            (int32_t)(total - n_peak), (int32_t)(total - n_peak) };
+    kvf_merge_segment s = { (int32_t)first,
+                            (int32_t)last,
+                            (int32_t)(len * n_tok - total + n_peak),
+                            (int32_t)n_peak,
+                            (int32_t)(total - n_peak),
+                            (int32_t)(total - n_peak) };
     return kvf_plan_segment(job->plan, s, err);
 }
 
@@ -274,8 +301,8 @@ static kvf_status plan(kvf_merge_job *job, kvf_error *err)
     work w = { 0 };
     kvf_status rc = work_init(&w, job, err);
     if (rc >= 0) rc = plan_video(job, &w, err);
-    void *all[] = { w.mean, w.key, w.cut, w.picked, w.share, w.room, w.scores, w.place, w.center, w.peak,
-                    w.member, w.next, w.head, w.x, w.row, w.dist, w.score, w.near };
+    void *all[] = { w.mean, w.key,    w.cut,  w.picked, w.share, w.room, w.scores, w.place, w.center,
+                    w.peak, w.member, w.next, w.head,   w.x,     w.row,  w.dist,   w.score, w.near };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) kvf_free(job->env->mem, all[i]);
     return rc;
 }

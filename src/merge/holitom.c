@@ -1,10 +1,10 @@
 /* holitom.c - holistic token merging before the language model.
  *
  * Shao et al. 2025, HoliTom, arXiv:2505.21334, sec. 3: frames are cut into segments so that as many tokens as
- * possible stay the same within one; each of those is averaged over its segment and clustered with its kind, of the
- * rest each frame keeps the tokens that the vision tower attends to most. mode=official is the published code,
- * number for number; mode=exact differs where docs/merge.md says: exactly floor(ratio T N) tokens, no random ties,
- * scores optional, drift bounded on request.
+ * possible stay the same within one; each of those is averaged over its segment and clustered with its kind,
+ * of the rest each frame keeps the tokens that the vision tower attends to most. mode=official is the
+ * published code, number for number; mode=exact differs where docs/merge.md says: exactly floor(ratio T N)
+ * tokens, no random ties, scores optional, drift bounded on request.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "merge/holitom.h"
@@ -17,19 +17,27 @@
 
 static const kvf_option options[] = {
     KVF_OPT_F64(kvf_holitom, ratio, 0.1, 1e-6, 1, "share of the tokens that is kept"),
-    KVF_OPT_F64(kvf_holitom, tau, 0.8, -1, 1, "a token is static while its cosine to the frame before is above this"),
+    KVF_OPT_F64(kvf_holitom, tau, 0.8, -1, 1,
+                "a token is static while its cosine to the frame before is above this"),
     KVF_OPT_CHOICE(kvf_holitom, mode, 0, "exact|official", "the count asked for, or the published code's"),
     KVF_OPT_I64(kvf_holitom, knn, 7, 1, KVF_DPC_MAX_K, "neighbours that make a token's density"),
     KVF_OPT_F64(kvf_holitom, beta, 0.6, 0, 1, "weight of a cluster's centre against the mean of its members"),
     KVF_OPT_CHOICE(kvf_holitom, merge, 0, "beta|mean", "clusters by beta, or all of a cluster alike"),
     KVF_OPT_I64(kvf_holitom, window, 1024, 1, 65536, "longest segment, frames"),
-    KVF_OPT_F64(kvf_holitom, drift, -1, -1, 1, "a static token's cosine to its segment's first frame is above this too; -1: off"),
-    KVF_OPT_F64(kvf_holitom, context, 0, 0, 1, "share of a frame's dynamic tokens that are density peaks, the rest folded in"),
-    KVF_OPT_CHOICE(kvf_holitom, distance, 0, "euclid|cosine", "between static tokens, when they are clustered"),
-    KVF_OPT_CHOICE(kvf_holitom, order, 0, "segment|grid", "static tokens before their segment, or in its first frame"),
-    KVF_OPT_CHOICE(kvf_holitom, newline, 0, "none|end|row", "newline embeddings: none, one at the end, one per row of the grid"),
-    KVF_OPT_CHOICE(kvf_holitom, budget, 0, "video|segment", "shared out over the video, or segment by segment as in a stream"),
-    KVF_OPT_CHOICE(kvf_holitom, noscore, 0, "frame|segment", "without scores: distance to the mean of the frame, or of the segment"),
+    KVF_OPT_F64(kvf_holitom, drift, -1, -1, 1,
+                "a static token's cosine to its segment's first frame is above this too; -1: off"),
+    KVF_OPT_F64(kvf_holitom, context, 0, 0, 1,
+                "share of a frame's dynamic tokens that are density peaks, the rest folded in"),
+    KVF_OPT_CHOICE(kvf_holitom, distance, 0, "euclid|cosine",
+                   "between static tokens, when they are clustered"),
+    KVF_OPT_CHOICE(kvf_holitom, order, 0, "segment|grid",
+                   "static tokens before their segment, or in its first frame"),
+    KVF_OPT_CHOICE(kvf_holitom, newline, 0, "none|end|row",
+                   "newline embeddings: none, one at the end, one per row of the grid"),
+    KVF_OPT_CHOICE(kvf_holitom, budget, 0, "video|segment",
+                   "shared out over the video, or segment by segment as in a stream"),
+    KVF_OPT_CHOICE(kvf_holitom, noscore, 0, "frame|segment",
+                   "without scores: distance to the mean of the frame, or of the segment"),
     { 0 },
 };
 
@@ -39,7 +47,8 @@ static kvf_status check(const void *state, kvf_error *err)
     if (h->newline == KVF_HOLITOM_ROW && h->order != KVF_HOLITOM_BY_GRID)
         return kvf_fail(err, KVF_ERR_ARG, "holitom: newline=row ends rows of the grid; it needs order=grid");
     if (h->context > 0 && h->mode == KVF_HOLITOM_OFFICIAL)
-        return kvf_fail(err, KVF_ERR_ARG, "holitom: the published code has no context above 0 that runs; use mode=exact");
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "holitom: the published code has no context above 0 that runs; use mode=exact");
     return KVF_OK;
 }
 
@@ -60,7 +69,8 @@ void kvf_holitom_fini(kvf_holitom_run *r)
     kvf_free(mem, r->scores);
 }
 
-kvf_status kvf_holitom_add_part(kvf_holitom_run *r, int64_t first, int64_t last, const uint8_t *is_static, kvf_error *err)
+kvf_status kvf_holitom_add_part(kvf_holitom_run *r, int64_t first, int64_t last, const uint8_t *is_static,
+                                kvf_error *err)
 {
     const kvf_mem *mem = r->job->env->mem;
     int64_t n_tok = r->job->x->n_tok, n_static = 0;
@@ -69,7 +79,8 @@ kvf_status kvf_holitom_add_part(kvf_holitom_run *r, int64_t first, int64_t last,
     memcpy(r->mask + r->n_part * n_tok, is_static, (size_t)n_tok);
     for (int64_t n = 0; n < n_tok; n++) n_static += is_static[n];
     r->part[r->n_part++] = (kvf_holitom_part){ .first = first, .last = last, .n_static = n_static };
-    for (int64_t i = 0; i < r->n_part; i++) r->part[i].is_static = r->mask + i * n_tok; /* the block may have moved */
+    for (int64_t i = 0; i < r->n_part; i++)
+        r->part[i].is_static = r->mask + i * n_tok; /* the block may have moved */
     r->reduced += n_static * (last - first);
     return KVF_OK;
 }
@@ -105,12 +116,14 @@ static kvf_status emit_video(kvf_holitom_run *r, const int32_t *segment, int64_t
     p->total_reduced = r->reduced;
     p->n_asked = kvf_merge_count(r->opt->ratio, n);
     int64_t n_kept = 0;
-    for (int64_t i = 0; i < p->n_segment; i++) n_kept += p->segment[i].static_kept + p->segment[i].dynamic_kept;
+    for (int64_t i = 0; i < p->n_segment; i++)
+        n_kept += p->segment[i].static_kept + p->segment[i].dynamic_kept;
     p->retain_eff = whole ? r->retain : (double)n_kept / (double)(n - r->reduced);
     return KVF_OK;
 }
 
-static kvf_status segments_of(const kvf_merge_job *job, const float *sim, int32_t *out, int64_t *n, kvf_error *err)
+static kvf_status segments_of(const kvf_merge_job *job, const float *sim, int32_t *out, int64_t *n,
+                              kvf_error *err)
 {
     const kvf_holitom *h = job->state;
     kvf_segmenter s;

@@ -1,9 +1,10 @@
 /* holitom_drift.c - an optional bound on how far a static token may wander.
  *
- * The published segmentation compares neighbouring frames only: a token that turns a little every frame is static
- * for ever, and the average of the first and the last says nothing. With drift=X a token must also stay above
- * cosine X to its place in the segment's first frame. A segment that the segmentation found is cut where this pays:
- * from its first frame on, the piece that takes away most tokens per frame, then again from the frame after it.
+ * The published segmentation compares neighbouring frames only: a token that turns a little every frame is
+ * static for ever, and the average of the first and the last says nothing. With drift=X a token must also
+ * stay above cosine X to its place in the segment's first frame. A segment that the segmentation found is cut
+ * where this pays: from its first frame on, the piece that takes away most tokens per frame, then again from
+ * the frame after it.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
@@ -31,7 +32,8 @@ static bool stays(const kvf_holitom_run *r, const walk *w, int64_t first, int64_
     return kvf_cosine(ab[0], sqrt(aa[1]), sqrt(ab[1])) > (float)r->opt->drift;
 }
 
-/* The best piece that starts at `first`: its last frame; w->best is filled. A frame alone takes away nothing. */
+/* The best piece that starts at `first`: its last frame; w->best is filled. A frame alone takes away nothing.
+ */
 static int64_t best_piece(const kvf_holitom_run *r, walk *w, int64_t first, int64_t last)
 {
     int64_t n_tok = r->job->x->n_tok, end = first, n_static = n_tok;

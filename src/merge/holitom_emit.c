@@ -10,15 +10,15 @@
 
 /* Scratch for one segment of the largest size. */
 typedef struct work {
-    int32_t *pos;     /* [n_tok] static positions, ascending */
-    int32_t *center;  /* [n_tok] places in pos */
-    int32_t *member;  /* [n_tok] */
-    int32_t *cluster; /* [n_tok] by position: place in center of a centre; -1 */
-    uint64_t *key;    /* [n_tok] */
-    uint8_t *picked;  /* [n_tok] */
-    int32_t *place;   /* [n_tok] position of key[i] */
+    int32_t *pos;         /* [n_tok] static positions, ascending */
+    int32_t *center;      /* [n_tok] places in pos */
+    int32_t *member;      /* [n_tok] */
+    int32_t *cluster;     /* [n_tok] by position: place in center of a centre; -1 */
+    uint64_t *key;        /* [n_tok] */
+    uint8_t *picked;      /* [n_tok] */
+    int32_t *place;       /* [n_tok] position of key[i] */
     int32_t *head, *next; /* [n_tok] members of each cluster as lists of places in pos, ascending; -1 ends */
-    double *score;    /* [n_tok] */
+    double *score;        /* [n_tok] */
     kvf_context context;
     float *mean, *dist; /* [mean_cap], [dist_cap] numbers */
     int64_t mean_cap, dist_cap;
@@ -94,7 +94,9 @@ static kvf_status cluster(kvf_holitom_run *r, const kvf_holitom_part *p, work *w
     const float *noise = NULL;
     if (job->noise) {
         if (r->noise_at + n > job->n_noise)
-            return kvf_fail(err, KVF_ERR_ARG, "noise holds %lld numbers, segment %lld needs more; give one per static token of each segment that clusters",
+            return kvf_fail(err, KVF_ERR_ARG,
+                            "noise holds %lld numbers, segment %lld needs more; give one per static token of "
+                            "each segment that clusters",
                             (long long)job->n_noise, (long long)(p - r->part));
         noise = job->noise + r->noise_at;
     }
@@ -107,9 +109,17 @@ static kvf_status cluster(kvf_holitom_run *r, const kvf_holitom_part *p, work *w
     KVF_TRY(kvf_reserve(mem, (void **)&w->dist, &w->dist_cap, n * n, sizeof *w->dist, err));
     mean_task m = { r, p, w };
     kvf_merge_run(job->env, n, one_mean, &m);
-    kvf_dpc a = { .x = w->mean, .n = n, .dim = dim, .n_center = p->keep, .k = r->opt->knn,
-                  .exact = r->opt->mode == KVF_HOLITOM_EXACT, .noise = noise, .center = w->center,
-                  .member = w->member, .dist = w->dist, .score = w->score };
+    kvf_dpc a = { .x = w->mean,
+                  .n = n,
+                  .dim = dim,
+                  .n_center = p->keep,
+                  .k = r->opt->knn,
+                  .exact = r->opt->mode == KVF_HOLITOM_EXACT,
+                  .noise = noise,
+                  .center = w->center,
+                  .member = w->member,
+                  .dist = w->dist,
+                  .score = w->score };
     return kvf_dpc_run(job->env, &a, err);
 }
 
@@ -131,7 +141,9 @@ static kvf_status emit_cluster(kvf_holitom_run *r, int64_t part, const work *w, 
     for (int64_t i = w->head[c]; i >= 0; i = w->next[i]) n_member++;
     kvf_merge_meta meta = { (int32_t)part, KVF_MERGE_MERGED, (int32_t)p->first, w->pos[w->center[c]] };
     KVF_TRY(kvf_plan_token(plan, meta, err));
-    double beta = n_member == 0 ? 1 : r->opt->merge == KVF_HOLITOM_MEAN ? 1 / (double)(n_member + 1) : r->opt->beta;
+    double beta = n_member == 0                       ? 1
+                  : r->opt->merge == KVF_HOLITOM_MEAN ? 1 / (double)(n_member + 1)
+                                                      : r->opt->beta;
     double of_center = beta, of_member = n_member > 0 ? (1 - beta) / (double)n_member : 0;
     for (int64_t t = p->first; t <= p->last; t++)
         for (int64_t i = w->head[c]; i >= 0; i = w->next[i]) {
@@ -154,12 +166,14 @@ static kvf_status scores_of(kvf_holitom_run *r, const kvf_holitom_part *p, kvf_e
     if (!r->scores) KVF_TRY(KVF_GET(job->env, &r->scores, job->x->n_frame * job->x->n_tok, err));
     bool whole = r->opt->noscore == KVF_HOLITOM_SEGMENT_MEAN;
     job->plan->scores = whole ? "distance to the segment's mean" : "distance to the frame's mean";
-    kvf_merge_stand_in s = { job->x, p->first, p->last, whole, p->is_static, r->scores + p->first * job->x->n_tok };
+    kvf_merge_stand_in s = { job->x, p->first,     p->last,
+                             whole,  p->is_static, r->scores + p->first * job->x->n_tok };
     return kvf_merge_substitute(job->env, &s, err);
 }
 
 /* picked[n] = 1 for the dynamic tokens of frame t that stay, and the static ones that stay by themselves. */
-static void pick_dynamic(const kvf_holitom_run *r, const kvf_holitom_part *p, const work *w, int64_t t, uint8_t *out)
+static void pick_dynamic(const kvf_holitom_run *r, const kvf_holitom_part *p, const work *w, int64_t t,
+                         uint8_t *out)
 {
     int64_t n_tok = r->job->x->n_tok, n = 0;
     const float *score = (r->job->scores ? r->job->scores : r->scores);
@@ -183,8 +197,10 @@ static kvf_status newline(kvf_holitom_run *r, int64_t part, int64_t frame, kvf_e
     return kvf_plan_token(r->job->plan, meta, err);
 }
 
-/* The tokens of frame t in the order of their positions; with order=grid the first frame has the static ones too. */
-static kvf_status emit_frame(kvf_holitom_run *r, int64_t part, const work *w, int64_t t, const uint8_t *picked, kvf_error *err)
+/* The tokens of frame t in the order of their positions; with order=grid the first frame has the static ones
+ * too. */
+static kvf_status emit_frame(kvf_holitom_run *r, int64_t part, const work *w, int64_t t,
+                             const uint8_t *picked, kvf_error *err)
 {
     int64_t n_tok = r->job->x->n_tok, grid_w = r->job->grid_w, n_row = 0;
     bool rows = r->opt->newline == KVF_HOLITOM_ROW;
@@ -225,7 +241,10 @@ static kvf_status emit_part(kvf_holitom_run *r, int64_t part, work *w, uint8_t *
         KVF_TRY(emit_frame(r, part, w, t, picked, err));
     }
     for (int64_t i = n_before; i < plan->n_out; i++) n_newline += plan->meta[i].kind == KVF_MERGE_NEWLINE;
-    kvf_merge_segment s = { (int32_t)p->first, (int32_t)p->last, (int32_t)p->n_static, (int32_t)p->keep,
+    kvf_merge_segment s = { (int32_t)p->first,
+                            (int32_t)p->last,
+                            (int32_t)p->n_static,
+                            (int32_t)p->keep,
                             (int32_t)((n_tok - p->n_static) * (p->last - p->first + 1)),
                             (int32_t)(plan->n_out - n_before - n_newline - p->keep) };
     return kvf_plan_segment(plan, s, err);

@@ -1,10 +1,10 @@
 /* holitom_share.c - how many tokens each part of a segment keeps.
  *
- * OFFICIAL: one share `re` = min(ratio / (what merging equal positions leaves / all), 1) of everything; static
- * tokens of a segment rounded half to even, dynamic ones of a frame rounded up, so that the count is near the one
- * asked for [the published code]. EXACT: floor(ratio T N) tokens, divided over segments' static tokens and frames'
- * dynamic ones by largest remainder. Where merging equal positions leaves less than that (a still video), the
- * static tokens that changed most since the frame before stay by themselves.
+ * OFFICIAL: one share `re` = min(ratio / (what merging equal positions leaves / all), 1) of everything;
+ * static tokens of a segment rounded half to even, dynamic ones of a frame rounded up, so that the count is
+ * near the one asked for [the published code]. EXACT: floor(ratio T N) tokens, divided over segments' static
+ * tokens and frames' dynamic ones by largest remainder. Where merging equal positions leaves less than that
+ * (a still video), the static tokens that changed most since the frame before stay by themselves.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
@@ -39,7 +39,8 @@ static void share_official(kvf_holitom_run *r, int64_t from)
 }
 
 /* Units in the order of the output: a segment's static tokens, then its frames. */
-static kvf_status share_units(kvf_holitom_run *r, int64_t from, int64_t n_frame, int64_t total, kvf_error *err)
+static kvf_status share_units(kvf_holitom_run *r, int64_t from, int64_t n_frame, int64_t total,
+                              kvf_error *err)
 {
     const kvf_merge_env *env = r->job->env;
     int64_t n = n_frame + r->n_part - from, at = 0, n_tok = r->job->x->n_tok, *size;
@@ -72,7 +73,8 @@ static kvf_status keep_own(kvf_holitom_run *r, int64_t from, int64_t n, kvf_erro
         const kvf_holitom_part *p = &r->part[i];
         for (int64_t t = p->first + 1; t <= p->last; t++)
             for (int64_t k = 0; k < n_tok; k++)
-                if (p->is_static[k]) key[(t - lo) * n_tok + k] = kvf_order_key(-(double)r->sim[(t - 1) * n_tok + k]);
+                if (p->is_static[k])
+                    key[(t - lo) * n_tok + k] = kvf_order_key(-(double)r->sim[(t - 1) * n_tok + k]);
     }
     kvf_pick_top(key, n_all, n, r->own + lo * n_tok); /* keys of finite numbers are not 0, the others' are */
     kvf_free(env->mem, key);
@@ -85,7 +87,8 @@ static kvf_status share_exact(kvf_holitom_run *r, int64_t from, bool last, kvf_e
     count(r, from, &n_frame, &n_left);
     /* Counted from the start, so that a stream's pieces add up to what the whole would get. */
     int64_t n_all = (r->n_seen + n_frame) * n_tok;
-    int64_t total = (last ? kvf_merge_count(r->opt->ratio, n_all) : kvf_merge_floor(r->opt->ratio, n_all)) - r->n_given;
+    int64_t total =
+        (last ? kvf_merge_count(r->opt->ratio, n_all) : kvf_merge_floor(r->opt->ratio, n_all)) - r->n_given;
     r->n_seen += n_frame;
     r->n_given += total;
     r->retain = total < n_left ? (double)total / (double)n_left : 1;

@@ -1,9 +1,10 @@
 /* inner.c - merging image tokens inside the language model.
  *
- * HoliTom, sec. 3.3, as published: of the image span the tokens stay that the last prompt token attends to most
- * (mean over heads); each of the others, in order, is folded into the kept one with the largest cosine as
- * kept = (kept + dropped) / 2. Similarities are those before any merge; later tokens weigh more, since each halves
- * what came before. Here the running mean is kept in f32 and rounded once, and at least one token stays.
+ * HoliTom, sec. 3.3, as published: of the image span the tokens stay that the last prompt token attends to
+ * most (mean over heads); each of the others, in order, is folded into the kept one with the largest cosine
+ * as kept = (kept + dropped) / 2. Similarities are those before any merge; later tokens weigh more, since
+ * each halves what came before. Here the running mean is kept in f32 and rounded once, and at least one token
+ * stays.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "merge/inner.h"
@@ -36,14 +37,14 @@ int64_t kvf_merge_inner_count(int64_t n_row, int64_t n, double drop)
 
 typedef struct work {
     const kvf_merge_env *env;
-    const kvf_tensor *x;   /* [1][n_row][dim] */
+    const kvf_tensor *x; /* [1][n_row][dim] */
     int64_t first, n, n_keep;
     uint64_t *key;
-    uint8_t *picked;       /* [n] of the span */
-    int32_t *kept, *into;  /* [n_keep] rows; [n] place in kept of a dropped row's target, by row of the span */
-    float *unit;           /* [n_keep][dim] kept rows of length 1 */
-    float *sum;            /* [n_keep][dim] running means */
-    float *row;            /* [workers][4][dim] */
+    uint8_t *picked;      /* [n] of the span */
+    int32_t *kept, *into; /* [n_keep] rows; [n] place in kept of a dropped row's target, by row of the span */
+    float *unit;          /* [n_keep][dim] kept rows of length 1 */
+    float *sum;           /* [n_keep][dim] running means */
+    float *row;           /* [workers][4][dim] */
 } work;
 
 static kvf_status check(const kvf_merge_inner *a, kvf_tensor *x, kvf_error *err)
@@ -52,12 +53,17 @@ static kvf_status check(const kvf_merge_inner *a, kvf_tensor *x, kvf_error *err)
     kvf_merge_view v = { .data = a->hidden, .type = a->type, .n_frame = 1, .n_tok = a->n_row, .dim = a->dim };
     KVF_TRY(kvf_tensor_init(x, &v, "hidden", err));
     if (a->first < 0 || a->n < 0 || a->first > a->n_row - a->n)
-        return kvf_fail(err, KVF_ERR_ARG, "the span of %" PRId64 " image tokens from row %" PRId64 " is not within the %" PRId64 " rows",
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "the span of %" PRId64 " image tokens from row %" PRId64 " is not within the %" PRId64
+                        " rows",
                         a->n, a->first, a->n_row);
     if (!(a->drop >= 0 && a->drop < 1))
-        return kvf_fail(err, KVF_ERR_ARG, "drop is %g; give the share of image tokens that goes, 0 <= drop < 1", a->drop);
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "drop is %g; give the share of image tokens that goes, 0 <= drop < 1", a->drop);
     if (!a->attention || a->n_head < 1 || a->n_head > 65536)
-        return kvf_fail(err, KVF_ERR_ARG, "attention must be [n_head][n_row] with 1 to 65536 heads; n_head is %" PRId64, a->n_head);
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "attention must be [n_head][n_row] with 1 to 65536 heads; n_head is %" PRId64,
+                        a->n_head);
     if (!a->out || !a->keep)
         return kvf_fail(err, KVF_ERR_ARG, "out and keep must have room for %" PRId64 " rows",
                         kvf_merge_inner_count(a->n_row, a->n, a->drop));
@@ -74,7 +80,8 @@ static kvf_status pick(const kvf_merge_inner *a, work *w, kvf_error *err)
         double sum = 0;
         for (int64_t h = 0; h < a->n_head; h++) sum += (double)a->attention[h * a->n_row + a->first + i];
         if (!isfinite(sum))
-            return kvf_fail(err, KVF_ERR_ARG, "attention to row %" PRId64 " is NaN or infinite", a->first + i);
+            return kvf_fail(err, KVF_ERR_ARG, "attention to row %" PRId64 " is NaN or infinite",
+                            a->first + i);
         w->key[i] = kvf_order_key((double)(float)(sum / (double)a->n_head));
     }
     kvf_pick_top(w->key, w->n, w->n_keep, w->picked);
@@ -97,7 +104,8 @@ static void find_targets(void *arg, int64_t at, int32_t worker)
     }
     for (int64_t j = 0; j < w->n_keep && n > 0; j += 4) {
         float out[4][4];
-        kvf_row_set a = { rows, n, dim }, b = { w->unit + j * dim, w->n_keep - j < 4 ? w->n_keep - j : 4, dim };
+        kvf_row_set a = { rows, n, dim },
+                    b = { w->unit + j * dim, w->n_keep - j < 4 ? w->n_keep - j : 4, dim };
         kvf_tile(w->env->rows.dot, a, b, dim, out[0], 4);
         for (int64_t r = 0; r < n; r++)
             for (int64_t c = 0; c < b.n; c++)

@@ -1,14 +1,16 @@
 /* mamba.c - STORM's temporal layers: x + mixer(LayerNorm(x)) over all tokens of a video, one long sequence.
  *
- * Gu and Dao 2023, Mamba, arXiv:2312.00752, alg. 2, per direction; Jiang et al. 2025, STORM, arXiv:2503.04130, sec. 3.2
- * scans both ways. STORM does not say how the two are combined: here they share the projections in and out, and are
- * summed before the gate, as in Zhu et al. 2024, Vision Mamba, arXiv:2401.09417.
+ * Gu and Dao 2023, Mamba, arXiv:2312.00752, alg. 2, per direction; Jiang et al. 2025, STORM,
+ * arXiv:2503.04130, sec. 3.2 scans both ways. STORM does not say how the two are combined: here they share
+ * the projections in and out, and are summed before the gate, as in Zhu et al. 2024, Vision Mamba,
+ * arXiv:2401.09417.
  *
  *     x, z = in_proj norm(tokens);  u = silu(conv x);  dt, B, C = x_proj u;  dt = softplus(dt_w dt + dt_b)
  *     h = exp(dt A) h + dt B u;  y = C h + D u;  out = out_proj (y silu(z))
  *
- * The sequence is walked in chunks of 64 tokens, so that only x, z and y are held for all of it. One direction
- * carries its state (the last d_conv - 1 inputs, h) over chunks and, without a backward branch, over calls.
+ * The sequence is walked in chunks of 64 tokens, so that only x, z and y are held for all of it. One
+ * direction carries its state (the last d_conv - 1 inputs, h) over chunks and, without a backward branch,
+ * over calls.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "merge/mamba.h"
@@ -31,9 +33,9 @@ struct kvf_mamba {
     kvf_mamba_params p;
     kvf_mamba_layer *layer; /* [n_layer] */
     bool backward;
-    branch_state *state;    /* [n_layer] forward; the backward one, and both where calls are independent, are zeroed */
-    float **a;              /* [2 n_layer][S][E] = -exp(a_log), transposed; NULL where there is no branch */
-    float *memory;          /* what the states point into */
+    branch_state *state; /* [n_layer] forward, where calls carry on; else zeroed room takes its place */
+    float **a;           /* [2 n_layer][S][E] = -exp(a_log), transposed; NULL where there is no branch */
+    float *memory;       /* what the states point into */
 };
 
 void kvf_mamba_params_init(kvf_mamba_params *p)
@@ -55,19 +57,28 @@ static kvf_status check(const kvf_mamba_params *p, kvf_error *err)
 {
     KVF_TRY(kvf_merge_check_size(p->size, sizeof *p, "kvf_mamba_params", err));
     if (!p->layers || p->n_layer < 1 || p->n_layer > 1024)
-        return kvf_fail(err, KVF_ERR_ARG, "layers must be 1 to 1024 layers; n_layer is %lld", (long long)p->n_layer);
-    if (p->d_model < 1 || p->d_model > MAX_SIDE || p->d_inner < 1 || p->d_inner > MAX_SIDE || p->d_state < 1 ||
-        p->d_state > 256 || p->dt_rank < 1 || p->dt_rank > MAX_SIDE || p->d_conv < 1 || p->d_conv > 16)
+        return kvf_fail(err, KVF_ERR_ARG, "layers must be 1 to 1024 layers; n_layer is %lld",
+                        (long long)p->n_layer);
+    if (p->d_model < 1 || p->d_model > MAX_SIDE || p->d_inner < 1 || p->d_inner > MAX_SIDE ||
+        p->d_state < 1 || p->d_state > 256 || p->dt_rank < 1 || p->dt_rank > MAX_SIDE || p->d_conv < 1 ||
+        p->d_conv > 16)
         return kvf_fail(err, KVF_ERR_ARG,
-                        "d_model %d, d_inner %d, d_state %d, dt_rank %d, d_conv %d: each must be 1 or more, d_state at most 256, d_conv 16, the others 2^20",
+                        "d_model %d, d_inner %d, d_state %d, dt_rank %d, d_conv %d: each must be 1 or more, "
+                        "d_state at most 256, d_conv 16, the others 2^20",
                         (int)p->d_model, (int)p->d_inner, (int)p->d_state, (int)p->dt_rank, (int)p->d_conv);
-    if (!(p->norm_eps > 0 && p->norm_eps < 1)) return kvf_fail(err, KVF_ERR_ARG, "norm_eps is %g; it must be above 0 and below 1", (double)p->norm_eps);
+    if (!(p->norm_eps > 0 && p->norm_eps < 1))
+        return kvf_fail(err, KVF_ERR_ARG, "norm_eps is %g; it must be above 0 and below 1",
+                        (double)p->norm_eps);
     for (int64_t i = 0; i < p->n_layer; i++) {
         const kvf_mamba_layer *l = &p->layers[i];
         if (!l->in_proj || !l->out_proj || !branch_whole(&l->forward))
-            return kvf_fail(err, KVF_ERR_ARG, "layer %lld lacks a weight: in_proj, out_proj and all of forward but conv_b are needed", (long long)i);
+            return kvf_fail(
+                err, KVF_ERR_ARG,
+                "layer %lld lacks a weight: in_proj, out_proj and all of forward but conv_b are needed",
+                (long long)i);
         if (!l->backward.conv_w != !p->layers[0].backward.conv_w)
-            return kvf_fail(err, KVF_ERR_ARG, "layer %lld %s a backward branch, layer 0 does not agree", (long long)i, l->backward.conv_w ? "has" : "lacks");
+            return kvf_fail(err, KVF_ERR_ARG, "layer %lld %s a backward branch, layer 0 does not agree",
+                            (long long)i, l->backward.conv_w ? "has" : "lacks");
         if (l->backward.conv_w && !branch_whole(&l->backward))
             return kvf_fail(err, KVF_ERR_ARG, "layer %lld: the backward branch lacks a weight", (long long)i);
     }
@@ -82,7 +93,10 @@ static kvf_status take_a(kvf_mamba *m, int64_t i, const kvf_mamba_branch *b, kvf
     for (int64_t c = 0; c < e; c++)
         for (int64_t k = 0; k < s; k++) {
             float v = -expf(b->a_log[c * s + k]);
-            if (!isfinite(v)) return kvf_fail(err, KVF_ERR_ARG, "layer %lld: a_log of channel %lld is not finite or too large", (long long)(i / 2), (long long)c);
+            if (!isfinite(v))
+                return kvf_fail(err, KVF_ERR_ARG,
+                                "layer %lld: a_log of channel %lld is not finite or too large",
+                                (long long)(i / 2), (long long)c);
             m->a[i][k * e + c] = v;
         }
     return KVF_OK;
@@ -108,7 +122,8 @@ static kvf_status open_parts(kvf_mamba *m, const kvf_mamba_params *p, kvf_error 
     return KVF_OK;
 }
 
-kvf_status kvf_mamba_open_env(kvf_mamba **out, const kvf_merge_env *env, const kvf_mamba_params *p, kvf_error *err)
+kvf_status kvf_mamba_open_env(kvf_mamba **out, const kvf_merge_env *env, const kvf_mamba_params *p,
+                              kvf_error *err)
 {
     if (!out || !p) return kvf_fail(err, KVF_ERR_ARG, "out or the parameters are NULL");
     *out = NULL;
@@ -145,7 +160,8 @@ void kvf_mamba_reset(kvf_mamba *m)
 
 kvf_status kvf_mamba_get_state(const kvf_mamba *m, int64_t layer, float *conv, float *ssm, kvf_error *err)
 {
-    if (!m || layer < 0 || layer >= m->p.n_layer) return kvf_fail(err, KVF_ERR_ARG, "there is no layer %lld", (long long)layer);
+    if (!m || layer < 0 || layer >= m->p.n_layer)
+        return kvf_fail(err, KVF_ERR_ARG, "there is no layer %lld", (long long)layer);
     if (m->backward) return kvf_fail(err, KVF_ERR_STATE, "layers with backward branches carry no state");
     int64_t e = m->p.d_inner, s = m->p.d_state;
     if (conv) memcpy(conv, m->state[layer].conv, (size_t)((m->p.d_conv - 1) * e) * sizeof *conv);
@@ -170,7 +186,8 @@ static void product_rows(void *arg, int64_t at, int32_t worker)
     const product *p = arg;
     (void)worker;
     int64_t j = 4 * at;
-    kvf_row_set x = { p->x, p->n, p->x_stride }, w = { p->w + j * p->dim, p->n_out - j < 4 ? p->n_out - j : 4, p->dim };
+    kvf_row_set x = { p->x, p->n, p->x_stride },
+                w = { p->w + j * p->dim, p->n_out - j < 4 ? p->n_out - j : 4, p->dim };
     kvf_tile(p->rows->dot, x, w, p->dim, p->out + j, p->stride);
 }
 
@@ -189,9 +206,9 @@ typedef struct room {
     float *norm; /* [CHUNK][d_model] */
     float *in;   /* [d_conv - 1 + CHUNK][E] inputs of a chunk in the order of the scan, after the last ones */
     float *u, *dt, *scan; /* [CHUNK][E] */
-    float *dbc;  /* [CHUNK][R + 2S] */
-    float *conv, *h; /* state of a direction that does not carry it on */
-    float *out;  /* [CHUNK][d_model] */
+    float *dbc;           /* [CHUNK][R + 2S] */
+    float *conv, *h;      /* state of a direction that does not carry it on */
+    float *out;           /* [CHUNK][d_model] */
 } room;
 
 typedef struct scan_task {
@@ -243,20 +260,47 @@ static void branch_chunk(const kvf_mamba *m, const direction *go, const room *w,
     bool back = go->back;
     branch_state st = go->st;
     const kvf_mamba_branch *b = back ? &m->layer[i].backward : &m->layer[i].forward;
-    int64_t e = m->p.d_inner, s = m->p.d_state, r = m->p.dt_rank, tail = m->p.d_conv - 1, step = back ? -1 : 1;
+    int64_t e = m->p.d_inner, s = m->p.d_state, r = m->p.dt_rank, tail = m->p.d_conv - 1,
+            step = back ? -1 : 1;
     int64_t width = r + 2 * s;
     memcpy(w->in, st.conv, (size_t)(tail * e) * sizeof *w->in);
-    for (int64_t t = 0; t < n; t++) memcpy(w->in + (tail + t) * e, w->xz + (from + step * t) * 2 * e, (size_t)e * sizeof *w->in);
+    for (int64_t t = 0; t < n; t++)
+        memcpy(w->in + (tail + t) * e, w->xz + (from + step * t) * 2 * e, (size_t)e * sizeof *w->in);
     memcpy(st.conv, w->in + n * e, (size_t)(tail * e) * sizeof *w->in);
     convolve(m, b, w, n);
-    multiply(m, (product){ .x = w->u, .w = b->x_proj, .out = w->dbc, .n = n, .n_out = width, .dim = e, .x_stride = e, .stride = width });
-    multiply(m, (product){ .x = w->dbc, .w = b->dt_w, .out = w->dt, .n = n, .n_out = e, .dim = r, .x_stride = width, .stride = e });
+    multiply(m, (product){ .x = w->u,
+                           .w = b->x_proj,
+                           .out = w->dbc,
+                           .n = n,
+                           .n_out = width,
+                           .dim = e,
+                           .x_stride = e,
+                           .stride = width });
+    multiply(m, (product){ .x = w->dbc,
+                           .w = b->dt_w,
+                           .out = w->dt,
+                           .n = n,
+                           .n_out = e,
+                           .dim = r,
+                           .x_stride = width,
+                           .stride = e });
     for (int64_t t = 0; t < n; t++)
         for (int64_t c = 0; c < e; c++) w->dt[t * e + c] = softplus(w->dt[t * e + c] + b->dt_b[c]);
     memset(w->scan, 0, (size_t)(n * e) * sizeof *w->scan);
     scan_task task = { &m->env.rows,
-                       { .n_tok = n, .n_channel = e, .stride = e, .u = w->u, .dt = w->dt, .bc = w->dbc + r, .bc_stride = width,
-                         .n_state = s, .a = m->a[2 * i + back], .a_stride = e, .d = b->d, .h = st.h, .y = w->scan } };
+                       { .n_tok = n,
+                         .n_channel = e,
+                         .stride = e,
+                         .u = w->u,
+                         .dt = w->dt,
+                         .bc = w->dbc + r,
+                         .bc_stride = width,
+                         .n_state = s,
+                         .a = m->a[2 * i + back],
+                         .a_stride = e,
+                         .d = b->d,
+                         .h = st.h,
+                         .y = w->scan } };
     kvf_merge_run(&m->env, (e + SCAN_CHANNELS - 1) / SCAN_CHANNELS, scan_block, &task);
     for (int64_t t = 0; t < n; t++) {
         float *y = w->y + (from + step * t) * e;
@@ -290,7 +334,8 @@ static void layer_norm(const kvf_mamba *m, const kvf_mamba_layer *l, const float
         for (int64_t i = 0; i < d; i++) var += ((double)x[i] - mean) * ((double)x[i] - mean);
         double scale = 1 / sqrt(var / (double)d + (double)m->p.norm_eps);
         for (int64_t i = 0; i < d; i++)
-            out[i] = (float)(((double)x[i] - mean) * scale) * l->norm_w[i] + (l->norm_b ? l->norm_b[i] : 0.0f);
+            out[i] =
+                (float)(((double)x[i] - mean) * scale) * l->norm_w[i] + (l->norm_b ? l->norm_b[i] : 0.0f);
     }
 }
 
@@ -301,7 +346,14 @@ static void run_layer(const kvf_mamba *m, int64_t i, const room *w, float *x, in
     for (int64_t t = 0; t < n; t += CHUNK) {
         int64_t len = n - t < CHUNK ? n - t : CHUNK;
         if (l->norm_w) layer_norm(m, l, x + t * d, w->norm, len);
-        multiply(m, (product){ .x = l->norm_w ? w->norm : x + t * d, .w = l->in_proj, .out = w->xz + t * 2 * e, .n = len, .n_out = 2 * e, .dim = d, .x_stride = d, .stride = 2 * e });
+        multiply(m, (product){ .x = l->norm_w ? w->norm : x + t * d,
+                               .w = l->in_proj,
+                               .out = w->xz + t * 2 * e,
+                               .n = len,
+                               .n_out = 2 * e,
+                               .dim = d,
+                               .x_stride = d,
+                               .stride = 2 * e });
     }
     memset(w->y, 0, (size_t)(n * e) * sizeof *w->y);
     run_branch(m, i, false, w, n);
@@ -313,7 +365,14 @@ static void run_layer(const kvf_mamba *m, int64_t i, const room *w, float *x, in
     }
     for (int64_t t = 0; t < n; t += CHUNK) {
         int64_t len = n - t < CHUNK ? n - t : CHUNK;
-        multiply(m, (product){ .x = w->y + t * e, .w = l->out_proj, .out = w->out, .n = len, .n_out = d, .dim = e, .x_stride = e, .stride = d });
+        multiply(m, (product){ .x = w->y + t * e,
+                               .w = l->out_proj,
+                               .out = w->out,
+                               .n = len,
+                               .n_out = d,
+                               .dim = e,
+                               .x_stride = e,
+                               .stride = d });
         for (int64_t k = 0; k < len * d; k++) x[t * d + k] += w->out[k];
     }
 }
@@ -323,7 +382,9 @@ static kvf_status room_init(room *w, const kvf_mamba *m, int64_t n, kvf_error *e
     int64_t e = m->p.d_inner, s = m->p.d_state, tail = m->p.d_conv - 1, len = n < CHUNK ? n : CHUNK;
     size_t all;
     if (!kvf_mul_size((size_t)n, (size_t)e, &all) || all > SIZE_MAX / 16)
-        return kvf_fail(err, KVF_ERR_NOMEM, "%lld tokens of %lld channels pass any memory; run them in chunks", (long long)n, (long long)e);
+        return kvf_fail(err, KVF_ERR_NOMEM,
+                        "%lld tokens of %lld channels pass any memory; run them in chunks", (long long)n,
+                        (long long)e);
     KVF_TRY(KVF_GET(&m->env, &w->xz, 2 * n * e, err));
     KVF_TRY(KVF_GET(&m->env, &w->y, n * e, err));
     KVF_TRY(KVF_GET(&m->env, &w->norm, 2 * len * m->p.d_model, err));
@@ -341,11 +402,13 @@ static kvf_status room_init(room *w, const kvf_mamba *m, int64_t n, kvf_error *e
 kvf_status kvf_mamba_run(kvf_mamba *m, float *x, int64_t n, kvf_error *err)
 {
     if (!m || !x || n < 1 || n > INT32_MAX)
-        return kvf_fail(err, KVF_ERR_ARG, "x must be [n][d_model] with 1 <= n < 2^31; n is %lld", (long long)n);
+        return kvf_fail(err, KVF_ERR_ARG, "x must be [n][d_model] with 1 <= n < 2^31; n is %lld",
+                        (long long)n);
     for (int64_t i = 0; i < n * m->p.d_model; i++)
         if (!isfinite(x[i]))
-            return kvf_fail(err, KVF_ERR_ARG, "token %lld, element %lld is %s; the values must be finite", (long long)(i / m->p.d_model),
-                            (long long)(i % m->p.d_model), isnan(x[i]) ? "NaN" : "infinite");
+            return kvf_fail(err, KVF_ERR_ARG, "token %lld, element %lld is %s; the values must be finite",
+                            (long long)(i / m->p.d_model), (long long)(i % m->p.d_model),
+                            isnan(x[i]) ? "NaN" : "infinite");
     room w = { 0 };
     kvf_status rc = room_init(&w, m, n, err);
     for (int64_t i = 0; i < m->p.n_layer && rc >= 0; i++) run_layer(m, i, &w, x, n);

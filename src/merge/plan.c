@@ -14,8 +14,8 @@ double kvf_merge_now_ms(void)
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
-kvf_status kvf_plan_new(kvf_merge_plan **out, const kvf_merge_env *env, int64_t n_frame, int64_t n_tok, int64_t grid_w,
-                        kvf_error *err)
+kvf_status kvf_plan_new(kvf_merge_plan **out, const kvf_merge_env *env, int64_t n_frame, int64_t n_tok,
+                        int64_t grid_w, kvf_error *err)
 {
     kvf_merge_plan *p;
     *out = NULL;
@@ -47,12 +47,13 @@ void kvf_merge_plan_free(kvf_merge_plan *p)
     kvf_free(mem, p);
 }
 
-#define GROW(p, array, cap, n, err) \
+#define GROW(p, array, cap, n, err)                                                                          \
     kvf_reserve((p)->env.mem, (void **)&(p)->array, &(p)->cap, n, sizeof *(p)->array, err)
 
 kvf_status kvf_plan_token(kvf_merge_plan *p, kvf_merge_meta meta, kvf_error *err)
 {
-    if (p->n_out >= INT32_MAX - 1) return kvf_fail(err, KVF_ERR_LIMIT, "more than 2^31 output tokens; lower the ratio");
+    if (p->n_out >= INT32_MAX - 1)
+        return kvf_fail(err, KVF_ERR_LIMIT, "more than 2^31 output tokens; lower the ratio");
     KVF_TRY(GROW(p, meta, meta_cap, p->n_out + 1, err));
     KVF_TRY(GROW(p, row, row_cap, p->n_out + 2, err));
     p->meta[p->n_out++] = meta;
@@ -82,51 +83,6 @@ kvf_status kvf_plan_segment(kvf_merge_plan *p, kvf_merge_segment segment, kvf_er
     KVF_TRY(GROW(p, segment, segment_cap, p->n_segment + 1, err));
     p->segment[p->n_segment++] = segment;
     return KVF_OK;
-}
-
-/* Copies of the tail, then written back in the new order. */
-typedef struct tail {
-    kvf_merge_meta *meta;
-    int64_t *row;
-    int32_t *source;
-    float *weight;
-} tail;
-
-static kvf_status copy_tail(const kvf_merge_plan *p, int64_t first, tail *t, kvf_error *err)
-{
-    int64_t n = p->n_out - first, from = p->row[first], n_source = p->n_source - from;
-    KVF_TRY(KVF_GET(&p->env, &t->meta, n, err));
-    KVF_TRY(KVF_GET(&p->env, &t->row, n + 1, err));
-    KVF_TRY(KVF_GET(&p->env, &t->source, n_source, err));
-    KVF_TRY(KVF_GET(&p->env, &t->weight, n_source, err));
-    if (n > 0) memcpy(t->meta, p->meta + first, (size_t)n * sizeof *t->meta);
-    for (int64_t i = 0; i <= n; i++) t->row[i] = p->row[first + i] - from;
-    if (n_source > 0) {
-        memcpy(t->source, p->source + from, (size_t)n_source * sizeof *t->source);
-        memcpy(t->weight, p->weight + from, (size_t)n_source * sizeof *t->weight);
-    }
-    return KVF_OK;
-}
-
-kvf_status kvf_plan_reorder(kvf_merge_plan *p, int64_t first, const int32_t *order, kvf_error *err)
-{
-    int64_t n = p->n_out - first, at = p->row[first];
-    tail t = { 0 };
-    kvf_status rc = copy_tail(p, first, &t, err);
-    for (int64_t i = 0; i < n && rc >= 0; i++) {
-        int64_t from = t.row[order[i]], count = t.row[order[i] + 1] - from;
-        p->meta[first + i] = t.meta[order[i]];
-        for (int64_t k = 0; k < count; k++, at++) {
-            p->source[at] = t.source[from + k];
-            p->weight[at] = t.weight[from + k];
-        }
-        p->row[first + i + 1] = at;
-    }
-    kvf_free(p->env.mem, t.meta);
-    kvf_free(p->env.mem, t.row);
-    kvf_free(p->env.mem, t.source);
-    kvf_free(p->env.mem, t.weight);
-    return rc;
 }
 
 kvf_status kvf_plan_finish(kvf_merge_plan *p, kvf_error *err)
@@ -171,7 +127,8 @@ static kvf_status chain_all(kvf_merge_plan *p, const kvf_merge_plan *a, const kv
 {
     for (int64_t i = 0; i < b->n_out; i++) {
         kvf_merge_meta meta = b->meta[i];
-        const kvf_merge_meta *center = &a->meta[(int64_t)meta.frame * b->n_tok + (meta.position < 0 ? 0 : meta.position)];
+        const kvf_merge_meta *center =
+            &a->meta[(int64_t)meta.frame * b->n_tok + (meta.position < 0 ? 0 : meta.position)];
         meta.frame = center->frame;
         if (meta.position >= 0) meta.position = center->position;
         if (meta.kind == KVF_MERGE_COPIED) meta.kind = center->kind;
@@ -215,15 +172,31 @@ kvf_status kvf_merge_plan_get_info(const kvf_merge_plan *p, kvf_merge_plan_info 
 {
     if (!p || !info) return kvf_fail(err, KVF_ERR_ARG, "the plan or info is NULL");
     KVF_TRY(kvf_merge_check_size(info->size, sizeof *info, "kvf_merge_plan_info", err));
-    kvf_merge_plan_info all = {
-        .size = info->size, .n_frame = p->n_frame, .n_tok = p->n_tok, .grid_w = p->grid_w,
-        .first_frame = p->first_frame, .n_out = p->n_out, .row = p->row, .source = p->source, .weight = p->weight,
-        .meta = p->meta, .segment = p->segment, .n_segment = p->n_segment,
-        .n_merged = p->n_kind[KVF_MERGE_MERGED], .n_copied = p->n_kind[KVF_MERGE_COPIED],
-        .n_newline = p->n_kind[KVF_MERGE_NEWLINE], .n_used = p->n_used, .n_asked = p->n_asked,
-        .total_reduced = p->total_reduced, .retain_eff = p->retain_eff, .spec = p->spec ? p->spec : "",
-        .scores = p->scores, .cpu = p->env.rows.name, .similarity_ms = p->similarity_ms, .plan_ms = p->plan_ms,
-        .n_forced = p->n_forced };
+    kvf_merge_plan_info all = { .size = info->size,
+                                .n_frame = p->n_frame,
+                                .n_tok = p->n_tok,
+                                .grid_w = p->grid_w,
+                                .first_frame = p->first_frame,
+                                .n_out = p->n_out,
+                                .row = p->row,
+                                .source = p->source,
+                                .weight = p->weight,
+                                .meta = p->meta,
+                                .segment = p->segment,
+                                .n_segment = p->n_segment,
+                                .n_merged = p->n_kind[KVF_MERGE_MERGED],
+                                .n_copied = p->n_kind[KVF_MERGE_COPIED],
+                                .n_newline = p->n_kind[KVF_MERGE_NEWLINE],
+                                .n_used = p->n_used,
+                                .n_asked = p->n_asked,
+                                .total_reduced = p->total_reduced,
+                                .retain_eff = p->retain_eff,
+                                .spec = p->spec ? p->spec : "",
+                                .scores = p->scores,
+                                .cpu = p->env.rows.name,
+                                .similarity_ms = p->similarity_ms,
+                                .plan_ms = p->plan_ms,
+                                .n_forced = p->n_forced };
     memcpy(info, &all, info->size);
     return KVF_OK;
 }

@@ -37,9 +37,6 @@ kvf_status kvf_plan_source(kvf_merge_plan *p, int64_t source, double weight, kvf
 kvf_status kvf_plan_copy(kvf_merge_plan *p, int64_t segment, int64_t frame, int64_t tok, kvf_error *err);
 kvf_status kvf_plan_segment(kvf_merge_plan *p, kvf_merge_segment segment, kvf_error *err);
 
-/* Put output tokens first..n_out-1 in the order of order[i] (indices from `first`, a permutation). */
-kvf_status kvf_plan_reorder(kvf_merge_plan *p, int64_t first, const int32_t *order, kvf_error *err);
-
 /* Count kinds and used inputs. Call once, when all tokens are there. */
 kvf_status kvf_plan_finish(kvf_merge_plan *p, kvf_error *err);
 

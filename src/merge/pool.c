@@ -25,7 +25,8 @@ void kvf_merge_pool_init(kvf_merge_pool *a)
     a->size = sizeof *a;
 }
 
-/* Output i of n_out takes (1 - *w) of input *at and *w of the next: source i reads at (i + 0.5) n / n_out - 0.5. */
+/* Output i of n_out takes (1 - *w) of input *at and *w of the next: source i reads at (i + 0.5) n / n_out -
+ * 0.5. */
 static int64_t tap(int64_t i, int64_t n, int64_t n_out, float *w)
 {
     double at = ((double)i + 0.5) * (double)n / (double)n_out - 0.5;
@@ -40,8 +41,10 @@ static void bilinear(const work *w, int64_t t, int64_t y, int64_t x, float *out)
     float wy, wx;
     int64_t y0 = tap(y, w->grid_h, w->out_h, &wy), x0 = tap(x, w->grid_w, w->out_w, &wx);
     int64_t y1 = wy > 0 ? y0 + 1 : y0, x1 = wx > 0 ? x0 + 1 : x0;
-    const void *src[4] = { kvf_tensor_row(w->x, t, y0 * w->grid_w + x0), kvf_tensor_row(w->x, t, y0 * w->grid_w + x1),
-                           kvf_tensor_row(w->x, t, y1 * w->grid_w + x0), kvf_tensor_row(w->x, t, y1 * w->grid_w + x1) };
+    const void *src[4] = { kvf_tensor_row(w->x, t, y0 * w->grid_w + x0),
+                           kvf_tensor_row(w->x, t, y0 * w->grid_w + x1),
+                           kvf_tensor_row(w->x, t, y1 * w->grid_w + x0),
+                           kvf_tensor_row(w->x, t, y1 * w->grid_w + x1) };
     float weight[4] = { (1 - wy) * (1 - wx), (1 - wy) * wx, wy * (1 - wx), wy * wx };
     memset(out, 0, (size_t)w->x->dim * sizeof *out);
     w->env->rows.add[w->x->type](out, src, weight, 4, w->x->dim);
@@ -51,7 +54,8 @@ static void average(const work *w, int64_t t, int64_t y, int64_t x, float *out)
 {
     int64_t at = 2 * y * w->grid_w + 2 * x;
     const void *src[4] = { kvf_tensor_row(w->x, t, at), kvf_tensor_row(w->x, t, at + 1),
-                           kvf_tensor_row(w->x, t, at + w->grid_w), kvf_tensor_row(w->x, t, at + w->grid_w + 1) };
+                           kvf_tensor_row(w->x, t, at + w->grid_w),
+                           kvf_tensor_row(w->x, t, at + w->grid_w + 1) };
     const float weight[4] = { 0.25f, 0.25f, 0.25f, 0.25f };
     memset(out, 0, (size_t)w->x->dim * sizeof *out);
     w->env->rows.add[w->x->type](out, src, weight, 4, w->x->dim);
@@ -109,7 +113,8 @@ static kvf_status check(kvf_merge_pool *a, kvf_tensor *x, kvf_error *err)
     a->out_w = a->kind == KVF_MERGE_BILINEAR ? (w + 1) / 2 : w / 2;
     a->out_h = a->kind == KVF_MERGE_BILINEAR ? (h + 1) / 2 : h / 2;
     if (a->out_w < 1 || a->out_h < 1)
-        return kvf_fail(err, KVF_ERR_ARG, "a grid of %" PRId64 " x %" PRId64 " is too small for 2 x 2 pooling", h, w);
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "a grid of %" PRId64 " x %" PRId64 " is too small for 2 x 2 pooling", h, w);
     return KVF_OK;
 }
 
@@ -120,8 +125,15 @@ kvf_status kvf_merge_pool_env(const kvf_merge_env *env, kvf_merge_pool *a, kvf_e
     KVF_TRY(check(a, &x, err));
     if (!a->dst) return KVF_OK;
     int64_t w_in = a->grid_w ? a->grid_w : (int64_t)(sqrt((double)x.n_tok) + 0.5);
-    work w = { .env = env, .x = &x, .grid_w = w_in, .grid_h = x.n_tok / w_in, .out_w = a->out_w, .out_h = a->out_h,
-               .kind = a->kind, .dst_type = a->dst_type, .dst = a->dst };
+    work w = { .env = env,
+               .x = &x,
+               .grid_w = w_in,
+               .grid_h = x.n_tok / w_in,
+               .out_w = a->out_w,
+               .out_h = a->out_h,
+               .kind = a->kind,
+               .dst_type = a->dst_type,
+               .dst = a->dst };
     int64_t n_worker = env->threads ? kvf_threads_count(env->threads) : 1;
     KVF_TRY(KVF_GET(env, &w.row, 2 * n_worker * x.dim, err));
     kvf_merge_run(env, x.n_frame * w.out_h, do_row, &w);

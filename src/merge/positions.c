@@ -18,13 +18,18 @@ static kvf_status check(const kvf_merge_plan *p, const kvf_merge_positions *q, k
 {
     KVF_TRY(kvf_merge_check_size(q->size, sizeof *q, "kvf_merge_positions", err));
     if (q->mode != KVF_MERGE_COMPACT && q->mode != KVF_MERGE_KEEP)
-        return kvf_fail(err, KVF_ERR_ARG, "mode is %d; use KVF_MERGE_COMPACT or KVF_MERGE_KEEP", (int)q->mode);
+        return kvf_fail(err, KVF_ERR_ARG, "mode is %d; use KVF_MERGE_COMPACT or KVF_MERGE_KEEP",
+                        (int)q->mode);
     if (q->planes != 1 && q->planes != 3 && q->planes != 4)
         return kvf_fail(err, KVF_ERR_ARG, "planes is %d; use 1, 3 or 4", (int)q->planes);
     if (q->base < 0 || q->frame_step < 1 || q->first_frame < 0)
-        return kvf_fail(err, KVF_ERR_ARG, "base %d, frame_step %d, first_frame %" PRId64 ": base and first_frame must be 0 or more, frame_step 1 or more",
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "base %d, frame_step %d, first_frame %" PRId64
+                        ": base and first_frame must be 0 or more, frame_step 1 or more",
                         (int)q->base, (int)q->frame_step, q->first_frame);
-    if (!q->out) return kvf_fail(err, KVF_ERR_ARG, "out is NULL; give room for %d x %" PRId64 " numbers", (int)q->planes, p->n_out);
+    if (!q->out)
+        return kvf_fail(err, KVF_ERR_ARG, "out is NULL; give room for %d x %" PRId64 " numbers",
+                        (int)q->planes, p->n_out);
     /* The largest position there can be, one past it included. */
     int64_t frames, most, tokens;
     bool fits = !__builtin_add_overflow(q->first_frame, p->n_frame, &frames) &&
@@ -32,7 +37,8 @@ static kvf_status check(const kvf_merge_plan *p, const kvf_merge_positions *q, k
                 !__builtin_add_overflow(most, p->n_tok + 1 + q->base, &most);
     tokens = p->n_out + q->base;
     if (q->mode == KVF_MERGE_COMPACT ? tokens > INT32_MAX : !fits || most > INT32_MAX)
-        return kvf_fail(err, KVF_ERR_ARG, "positions pass 2^31; use KVF_MERGE_COMPACT or a smaller frame_step");
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "positions pass 2^31; use KVF_MERGE_COMPACT or a smaller frame_step");
     return KVF_OK;
 }
 

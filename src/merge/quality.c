@@ -12,14 +12,14 @@ typedef struct work {
     const kvf_merge_env *env;
     const kvf_tensor *x;
     int64_t n, n_out;
-    float *out;       /* [n_out][dim] without newlines */
-    float *out_norm;  /* [n_out] */
-    int32_t *place;   /* [n_out of the plan] row in out; -1: newline */
-    int32_t *owner;   /* [n] */
-    float *near;      /* [n] distance to the nearest output */
-    float *square;    /* [n] |x - nearest|^2 */
-    float *own;       /* [n] distance to the owner; -1: dropped */
-    float *row;       /* [workers][4][dim] */
+    float *out;      /* [n_out][dim] without newlines */
+    float *out_norm; /* [n_out] */
+    int32_t *place;  /* [n_out of the plan] row in out; -1: newline */
+    int32_t *owner;  /* [n] */
+    float *near;     /* [n] distance to the nearest output */
+    float *square;   /* [n] |x - nearest|^2 */
+    float *own;      /* [n] distance to the owner; -1: dropped */
+    float *row;      /* [workers][4][dim] */
 } work;
 
 static float distance(double dot, double a, double b)
@@ -60,7 +60,8 @@ static void four_tokens(void *arg, int64_t at, int32_t worker)
     }
 }
 
-/* The 95th percentile: the value that 95 of 100 do not pass. Bisection over the bits of non-negative floats. */
+/* The 95th percentile: the value that 95 of 100 do not pass. Bisection over the bits of non-negative floats.
+ */
 static double percentile95(const float *v, int64_t n)
 {
     int64_t want = (19 * n + 19) / 20;
@@ -158,14 +159,16 @@ static kvf_status run(const kvf_merge_plan *p, work *w, kvf_merge_quality *q, kv
     return KVF_OK;
 }
 
-kvf_status kvf_merge_plan_quality(const kvf_merge_plan *p, const kvf_merge_view *features, kvf_merge_quality *q, kvf_error *err)
+kvf_status kvf_merge_plan_quality(const kvf_merge_plan *p, const kvf_merge_view *features,
+                                  kvf_merge_quality *q, kvf_error *err)
 {
     kvf_tensor x;
     if (!p || !features || !q) return kvf_fail(err, KVF_ERR_ARG, "the plan, features or q is NULL");
     KVF_TRY(kvf_merge_check_size(q->size, sizeof *q, "kvf_merge_quality", err));
     KVF_TRY(kvf_tensor_init(&x, features, "features", err));
     if (x.n_frame != p->n_frame || x.n_tok != p->n_tok)
-        return kvf_fail(err, KVF_ERR_ARG, "features have %lld frames of %lld tokens, the plan was made for %lld of %lld",
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "features have %lld frames of %lld tokens, the plan was made for %lld of %lld",
                         (long long)x.n_frame, (long long)x.n_tok, (long long)p->n_frame, (long long)p->n_tok);
     work w = { .env = &p->env, .x = &x, .n = x.n_frame * x.n_tok };
     kvf_status rc = run(p, &w, q, err);

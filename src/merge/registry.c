@@ -8,11 +8,12 @@
 
 #include "merge/method.h"
 
-extern const kvf_merge_ops kvf_merge_holitom, kvf_merge_fastvid, kvf_merge_visionzip, kvf_merge_evs, kvf_merge_uniform,
-    kvf_merge_pool_time, kvf_merge_pool_space, kvf_merge_sample_time;
+extern const kvf_merge_ops kvf_merge_holitom, kvf_merge_fastvid, kvf_merge_visionzip, kvf_merge_evs,
+    kvf_merge_uniform, kvf_merge_pool_time, kvf_merge_pool_space, kvf_merge_sample_time;
 
-static const kvf_merge_ops *const registry[] = { &kvf_merge_holitom,  &kvf_merge_fastvid,   &kvf_merge_visionzip,
-                                                 &kvf_merge_evs,      &kvf_merge_uniform,   &kvf_merge_pool_time,
+static const kvf_merge_ops *const registry[] = { &kvf_merge_holitom,    &kvf_merge_fastvid,
+                                                 &kvf_merge_visionzip,  &kvf_merge_evs,
+                                                 &kvf_merge_uniform,    &kvf_merge_pool_time,
                                                  &kvf_merge_pool_space, &kvf_merge_sample_time };
 
 enum { N_METHOD = sizeof registry / sizeof *registry, SPEC_BYTES = 1024 };
@@ -24,7 +25,10 @@ kvf_status kvf_merge_method(int64_t i, kvf_merge_method_info *info)
     if (!info || info->size != sizeof *info) return KVF_ERR_ARG;
     if (i < 0 || i >= N_METHOD) return KVF_ERR_NOT_FOUND;
     const kvf_merge_ops *ops = registry[i];
-    *info = (kvf_merge_method_info){ .size = sizeof *info, .name = ops->name, .source = ops->source, .help = ops->help,
+    *info = (kvf_merge_method_info){ .size = sizeof *info,
+                                     .name = ops->name,
+                                     .source = ops->source,
+                                     .help = ops->help,
                                      .streams = ops->online || ops->chunk };
     return KVF_OK;
 }
@@ -36,8 +40,13 @@ kvf_status kvf_merge_option(int64_t i, int64_t j, kvf_merge_option_info *info)
     const kvf_option *o = registry[i]->options;
     for (; o->name && j > 0; j--) o++;
     if (!o->name) return KVF_ERR_NOT_FOUND;
-    *info = (kvf_merge_option_info){ .size = sizeof *info, .name = o->name, .help = o->help, .words = o->words,
-                                     .def = o->def, .min = o->min, .max = o->max,
+    *info = (kvf_merge_option_info){ .size = sizeof *info,
+                                     .name = o->name,
+                                     .help = o->help,
+                                     .words = o->words,
+                                     .def = o->def,
+                                     .min = o->min,
+                                     .max = o->max,
                                      .is_integer = o->type == KVF_OPTION_I64 };
     return KVF_OK;
 }
@@ -53,7 +62,8 @@ static kvf_status fail_unknown(const char *name, size_t n, kvf_error *err)
         if (w < 0 || (size_t)w >= sizeof list - at) break;
         at += (size_t)w;
     }
-    return kvf_fail(err, KVF_ERR_NOT_FOUND, "no merging method is called '%.*s'; there are: %s", n > 64 ? 64 : (int)n, name, list);
+    return kvf_fail(err, KVF_ERR_NOT_FOUND, "no merging method is called '%.*s'; there are: %s",
+                    n > 64 ? 64 : (int)n, name, list);
 }
 
 static kvf_status add_stage(kvf_merge *m, const char *text, size_t n, kvf_error *err)
@@ -62,12 +72,14 @@ static kvf_status add_stage(kvf_merge *m, const char *text, size_t n, kvf_error 
     size_t n_name = colon ? (size_t)(colon - text) : n;
     const kvf_merge_ops *ops = NULL;
     for (int i = 0; i < N_METHOD; i++)
-        if (strlen(registry[i]->name) == n_name && memcmp(registry[i]->name, text, n_name) == 0) ops = registry[i];
+        if (strlen(registry[i]->name) == n_name && memcmp(registry[i]->name, text, n_name) == 0)
+            ops = registry[i];
     if (!ops) return fail_unknown(text, n_name, err);
     if (m->n_stage == KVF_MERGE_MAX_STAGE)
         return kvf_fail(err, KVF_ERR_ARG, "a chain has at most %d methods", (int)KVF_MERGE_MAX_STAGE);
     if (m->n_stage > 0 && !m->ops[m->n_stage - 1]->shapes_only)
-        return kvf_fail(err, KVF_ERR_ARG, "%s cannot stand in front of %s; only pool_time, pool_space and sample_time can",
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "%s cannot stand in front of %s; only pool_time, pool_space and sample_time can",
                         m->ops[m->n_stage - 1]->name, ops->name);
     void **state = &m->state[m->n_stage];
     KVF_TRY(kvf_mem_get(m->env.mem, state, 1, ops->state_size, err));
@@ -86,7 +98,8 @@ static kvf_status print_spec(kvf_merge *m, kvf_error *err)
     for (int64_t i = 0; i < m->n_stage && at < SPEC_BYTES; i++) {
         int w = snprintf(m->spec + at, SPEC_BYTES - at, "%s%s:", i ? "+" : "", m->ops[i]->name);
         at += w > 0 ? (size_t)w : 0;
-        if (at < SPEC_BYTES) kvf_options_print(m->ops[i]->options, m->state[i], m->spec + at, SPEC_BYTES - at);
+        if (at < SPEC_BYTES)
+            kvf_options_print(m->ops[i]->options, m->state[i], m->spec + at, SPEC_BYTES - at);
         at = strlen(m->spec);
     }
     return KVF_OK;
@@ -115,7 +128,8 @@ kvf_status kvf_merge_open_env(kvf_merge **out, const kvf_merge_env *env, const c
     kvf_merge *m;
     if (!out) return kvf_fail(err, KVF_ERR_ARG, "out is NULL");
     *out = NULL;
-    if (!spec) return kvf_fail(err, KVF_ERR_ARG, "spec is NULL; give a method, for example \"holitom:ratio=0.1\"");
+    if (!spec)
+        return kvf_fail(err, KVF_ERR_ARG, "spec is NULL; give a method, for example \"holitom:ratio=0.1\"");
     KVF_TRY(KVF_GET(env, &m, 1, err));
     m->env = *env;
     kvf_status rc = open_stages(m, spec, err);
@@ -151,7 +165,9 @@ kvf_status kvf_merge_grid(int64_t *out, int64_t grid_w, int64_t n_tok, kvf_error
     int64_t root = (int64_t)(sqrt((double)n_tok) + 0.5);
     *out = grid_w > 0 ? grid_w : root * root == n_tok ? root : n_tok;
     if (grid_w >= 0 && n_tok % *out == 0) return KVF_OK;
-    return kvf_fail(err, KVF_ERR_ARG, "grid_w is %" PRId64 "; it must divide the %" PRId64 " tokens of a frame, or be 0", grid_w, n_tok);
+    return kvf_fail(err, KVF_ERR_ARG,
+                    "grid_w is %" PRId64 "; it must divide the %" PRId64 " tokens of a frame, or be 0",
+                    grid_w, n_tok);
 }
 
 /* The inputs of stage i + 1: what the plan makes of features, scores and keys. */
@@ -160,10 +176,12 @@ typedef struct stage_data {
     kvf_tensor x, k;
 } stage_data;
 
-static kvf_status applied(kvf_tensor *out, float **room, const kvf_merge_plan *p, const kvf_tensor *x, kvf_error *err)
+static kvf_status applied(kvf_tensor *out, float **room, const kvf_merge_plan *p, const kvf_tensor *x,
+                          kvf_error *err)
 {
     size_t n;
-    int64_t frames = p->meta[p->n_out - 1].segment + 1; /* methods of shapes make one segment per output frame */
+    int64_t frames =
+        p->meta[p->n_out - 1].segment + 1; /* methods of shapes make one segment per output frame */
     if (!kvf_mul_size((size_t)p->n_out, (size_t)x->dim, &n)) n = SIZE_MAX;
     KVF_TRY(kvf_mem_get(p->env.mem, (void **)room, n, sizeof **room, err));
     KVF_TRY(kvf_plan_apply_f32(p, x, *room, err));
@@ -240,14 +258,16 @@ static kvf_status name_plan(kvf_merge_plan *p, const char *spec, kvf_error *err)
     return KVF_OK;
 }
 
-static kvf_status check_input(const kvf_merge_input *in, kvf_tensor *x, kvf_tensor *keys, kvf_merge_job *job, kvf_error *err)
+static kvf_status check_input(const kvf_merge_input *in, kvf_tensor *x, kvf_tensor *keys, kvf_merge_job *job,
+                              kvf_error *err)
 {
     KVF_TRY(kvf_merge_check_size(in->size, sizeof *in, "kvf_merge_input", err));
     KVF_TRY(kvf_tensor_init(x, &in->features, "features", err));
     KVF_TRY(kvf_merge_grid(&job->grid_w, in->grid_w, x->n_tok, err));
     if (in->scores) KVF_TRY(kvf_scores_finite(in->scores, x->n_frame * x->n_tok, x->n_tok, err));
     if (in->n_noise < 0 || (in->n_noise > 0 && !in->noise))
-        return kvf_fail(err, KVF_ERR_ARG, "n_noise is %" PRId64 " and noise is %s", in->n_noise, in->noise ? "given" : "NULL");
+        return kvf_fail(err, KVF_ERR_ARG, "n_noise is %" PRId64 " and noise is %s", in->n_noise,
+                        in->noise ? "given" : "NULL");
     job->x = x;
     job->scores = in->scores;
     job->noise = in->noise;
@@ -255,13 +275,16 @@ static kvf_status check_input(const kvf_merge_input *in, kvf_tensor *x, kvf_tens
     if (!in->keys.data) return KVF_OK;
     KVF_TRY(kvf_tensor_init(keys, &in->keys, "keys", err));
     if (keys->n_frame != x->n_frame || keys->n_tok != x->n_tok)
-        return kvf_fail(err, KVF_ERR_ARG, "keys have %" PRId64 " frames of %" PRId64 " tokens, features %" PRId64 " of %" PRId64,
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "keys have %" PRId64 " frames of %" PRId64 " tokens, features %" PRId64
+                        " of %" PRId64,
                         keys->n_frame, keys->n_tok, x->n_frame, x->n_tok);
     job->keys = keys;
     return KVF_OK;
 }
 
-kvf_status kvf_merge_plan_make(kvf_merge_plan **out, const kvf_merge *m, const kvf_merge_input *in, kvf_error *err)
+kvf_status kvf_merge_plan_make(kvf_merge_plan **out, const kvf_merge *m, const kvf_merge_input *in,
+                               kvf_error *err)
 {
     if (!out) return kvf_fail(err, KVF_ERR_ARG, "out is NULL");
     *out = NULL;

@@ -75,7 +75,8 @@ static void frame_scores(void *arg, int64_t i, int32_t worker)
 
 kvf_status kvf_merge_substitute(const kvf_merge_env *env, const kvf_merge_stand_in *s, kvf_error *err)
 {
-    int64_t n = s->last - s->first + 1, dim = s->x->dim, n_worker = env->threads ? kvf_threads_count(env->threads) : 1;
+    int64_t n = s->last - s->first + 1, dim = s->x->dim,
+            n_worker = env->threads ? kvf_threads_count(env->threads) : 1;
     task t = { .env = env, .s = s, .x = s->x };
     kvf_status rc = KVF_GET(env, &t.mean, n * dim, err);
     if (rc >= 0) rc = KVF_GET(env, &t.row, n_worker * dim, err);

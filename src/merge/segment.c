@@ -65,7 +65,8 @@ kvf_status kvf_segmenter_add(kvf_segmenter *s, const float *sim, kvf_error *err)
     KVF_TRY(reserve(s, i + 1, err));
     update_runs(s, i, sim);
     int64_t best = i > 0 ? s->best[i - 1] : 0, start = i;
-    /* Tokens static on f..i, f = i - 1 down: those whose run starts at f or before. None: no gain further down. */
+    /* Tokens static on f..i, f = i - 1 down: those whose run starts at f or before. None: no gain further
+     * down. */
     int64_t n_static = s->n_tok - s->n_run[i];
     for (int64_t f = i - 1; f >= 0 && i - f < s->window && n_static > 0; f--) {
         int64_t gain = (f > 0 ? s->best[f - 1] : 0) + n_static * (i - f);
@@ -97,7 +98,8 @@ int64_t kvf_segmenter_settled(kvf_segmenter *s)
     int64_t i = s->n_frame - 1, first = i;
     if (i < 1) return -1;
     int64_t n_static = s->n_tok; /* on first..i */
-    while (first > 0 && n_static - s->n_run[first] > 0 && i + 1 - (first - 1) < s->window) n_static -= s->n_run[first--];
+    while (first > 0 && n_static - s->n_run[first] > 0 && i + 1 - (first - 1) < s->window)
+        n_static -= s->n_run[first--];
     if (s->window < 2) first = i + 1;
     int64_t lo = first - 1, n_mark = 0;
     if (lo < 0) return -1;

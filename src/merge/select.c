@@ -26,7 +26,8 @@ void kvf_pick_top(const uint64_t *key, int64_t n, int64_t k, uint8_t *picked)
     }
 }
 
-void kvf_share_out(const int64_t *size, int64_t n, int64_t total, int64_t *out, uint64_t *room, uint8_t *picked)
+void kvf_share_out(const int64_t *size, int64_t n, int64_t total, int64_t *out, uint64_t *room,
+                   uint8_t *picked)
 {
     int64_t sum = 0, given = 0;
     for (int64_t i = 0; i < n; i++) sum += size[i];

@@ -1,19 +1,21 @@
-/* shapes.c - methods that look at shapes alone: STORM's temporal pooling, spatial pooling and temporal sampling, and
- * uniform sampling as a yardstick.
+/* shapes.c - methods that look at shapes alone: STORM's temporal pooling, spatial pooling and temporal
+ * sampling, and uniform sampling as a yardstick.
  *
- * Jiang et al. 2025, STORM, arXiv:2503.04130, sec. 3.3: the mean of every k consecutive frames; the mean of p x p
- * neighbours on a frame's grid; every s-th frame. Where a side does not divide, the last group is smaller: nothing is
- * dropped without being asked for. Each output frame is a segment of its own.
+ * Jiang et al. 2025, STORM, arXiv:2503.04130, sec. 3.3: the mean of every k consecutive frames; the mean of p
+ * x p neighbours on a frame's grid; every s-th frame. Where a side does not divide, the last group is
+ * smaller: nothing is dropped without being asked for. Each output frame is a segment of its own.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "merge/method.h"
 
 /* Output frames: groups of `step` input frames. */
-static kvf_status add_segment(kvf_merge_job *job, int64_t first, int64_t step, int64_t n_kept, bool merged, kvf_error *err)
+static kvf_status add_segment(kvf_merge_job *job, int64_t first, int64_t step, int64_t n_kept, bool merged,
+                              kvf_error *err)
 {
     int64_t end = first + step < job->x->n_frame ? first + step : job->x->n_frame;
     int32_t n_in = (int32_t)((end - first) * job->x->n_tok);
-    kvf_merge_segment s = { (int32_t)first, (int32_t)(end - 1), merged ? n_in : 0, merged ? (int32_t)n_kept : 0,
+    kvf_merge_segment s = { (int32_t)first,    (int32_t)(end - 1),
+                            merged ? n_in : 0, merged ? (int32_t)n_kept : 0,
                             merged ? 0 : n_in, merged ? 0 : (int32_t)n_kept };
     return kvf_plan_segment(job->plan, s, err);
 }
@@ -36,7 +38,8 @@ static kvf_status plan_pool_time(kvf_merge_job *job, kvf_error *err)
     for (int64_t t = 0, s = 0; t < n_frame; t += o->k, s++) {
         int64_t len = n_frame - t < o->k ? n_frame - t : o->k;
         for (int64_t n = 0; n < n_tok; n++) {
-            kvf_merge_meta meta = { (int32_t)s, len > 1 ? KVF_MERGE_MERGED : KVF_MERGE_COPIED, (int32_t)t, (int32_t)n };
+            kvf_merge_meta meta = { (int32_t)s, len > 1 ? KVF_MERGE_MERGED : KVF_MERGE_COPIED, (int32_t)t,
+                                    (int32_t)n };
             KVF_TRY(kvf_plan_token(job->plan, meta, err));
             for (int64_t u = t; u < t + len; u++)
                 KVF_TRY(kvf_plan_source(job->plan, u * n_tok + n, 1 / (double)len, err));
@@ -75,7 +78,8 @@ static kvf_status pool_square(kvf_merge_job *job, int64_t t, int64_t y, int64_t 
 {
     int64_t n_tok = job->x->n_tok, w = job->grid_w, h = n_tok / w;
     int64_t y_end = y + p < h ? y + p : h, x_end = x + p < w ? x + p : w, n = (y_end - y) * (x_end - x);
-    kvf_merge_meta meta = { (int32_t)t, n > 1 ? KVF_MERGE_MERGED : KVF_MERGE_COPIED, (int32_t)t, (int32_t)(y * w + x) };
+    kvf_merge_meta meta = { (int32_t)t, n > 1 ? KVF_MERGE_MERGED : KVF_MERGE_COPIED, (int32_t)t,
+                            (int32_t)(y * w + x) };
     KVF_TRY(kvf_plan_token(job->plan, meta, err));
     for (int64_t v = y; v < y_end; v++)
         for (int64_t u = x; u < x_end; u++)

@@ -15,10 +15,10 @@ typedef struct pass {
     kvf_rows ref; /* for rows whose squares leave the range of f32 */
     float *sim;
     double *norm;
-    int64_t block;  /* positions per task */
-    int64_t first;  /* frame to begin with; the one before it gives prev_norm */
+    int64_t block; /* positions per task */
+    int64_t first; /* frame to begin with; the one before it gives prev_norm */
     const double *prev_norm;
-    int64_t *bad;   /* [tasks] lowest frame and token of a value that is not finite, or -1 */
+    int64_t *bad; /* [tasks] lowest frame and token of a value that is not finite, or -1 */
 } pass;
 
 float kvf_cosine(double dot, double norm_a, double norm_b)
@@ -44,7 +44,8 @@ static bool do_frame(const pass *p, int64_t t, int64_t lo, int64_t hi, int64_t *
     const kvf_tensor *x = p->x;
     const double *before = t > p->first ? p->norm + (t - p->first - 1) * x->n_tok : p->prev_norm;
     double *norm = p->norm + (t - p->first) * x->n_tok;
-    float *sim = p->sim + (before == p->prev_norm ? 0 : t - p->first - 1) * x->n_tok; /* unused where before is NULL */
+    float *sim =
+        p->sim + (before == p->prev_norm ? 0 : t - p->first - 1) * x->n_tok; /* unused where before is NULL */
     for (int64_t n = lo; n < hi; n++) {
         const void *cur = kvf_tensor_row(x, t, n);
         double out[2];
@@ -85,7 +86,8 @@ static kvf_status run_pass(pass *p, kvf_error *err)
     return kvf_tensor_finite(x, first_bad, "features", err);
 }
 
-kvf_status kvf_similarity(const kvf_merge_env *env, const kvf_tensor *x, float *sim, double *norm, kvf_error *err)
+kvf_status kvf_similarity(const kvf_merge_env *env, const kvf_tensor *x, float *sim, double *norm,
+                          kvf_error *err)
 {
     pass p = { .env = env, .x = x, .sim = sim, .norm = norm };
     return run_pass(&p, err);
@@ -94,6 +96,8 @@ kvf_status kvf_similarity(const kvf_merge_env *env, const kvf_tensor *x, float *
 kvf_status kvf_similarity_frame(const kvf_merge_env *env, const kvf_tensor *x, float *sim, double *norm,
                                 const double *prev_norm, kvf_error *err)
 {
-    pass p = { .env = env, .x = x, .sim = sim, .norm = norm, .first = x->n_frame - 1, .prev_norm = prev_norm };
+    pass p = {
+        .env = env, .x = x, .sim = sim, .norm = norm, .first = x->n_frame - 1, .prev_norm = prev_norm
+    };
     return run_pass(&p, err);
 }

@@ -1,9 +1,9 @@
 /* stream.c - frames one by one, plans as soon as they are final.
  *
- * Frames lie one after another in a buffer that grows up to twice `hold`; what is handed out leaves at the front, and
- * the rest moves there once per `hold` frames. Waiting frames (committed, not yet taken) come first, then the open
- * ones, which the segmenter numbers from 0. Methods of a fixed number of frames (pooling, sampling) use the same
- * buffer and commit by counting.
+ * Frames lie one after another in a buffer that grows up to twice `hold`; what is handed out leaves at the
+ * front, and the rest moves there once per `hold` frames. Waiting frames (committed, not yet taken) come
+ * first, then the open ones, which the segmenter numbers from 0. Methods of a fixed number of frames
+ * (pooling, sampling) use the same buffer and commit by counting.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <inttypes.h>
@@ -20,21 +20,21 @@ struct kvf_merge_stream {
     kvf_merge_stream_params p;
     int64_t frame_bytes;
     bool online;
-    int64_t chunk;        /* frames per plan of a method without segments */
-    char *frame;          /* [cap][n_tok][dim] */
-    float *sim;           /* [cap][n_tok] of a frame and the one before; of the first frame of all unused */
-    float *score;         /* [cap][n_tok] */
-    double *norm;         /* [2][n_tok] of the last frame and the one that comes */
+    int64_t chunk; /* frames per plan of a method without segments */
+    char *frame;   /* [cap][n_tok][dim] */
+    float *sim;    /* [cap][n_tok] of a frame and the one before; of the first frame of all unused */
+    float *score;  /* [cap][n_tok] */
+    double *norm;  /* [2][n_tok] of the last frame and the one that comes */
     int64_t frame_cap, sim_cap, score_cap;
     int64_t head, n_waiting, n_open; /* frames: of the first in the buffer, committed, open */
-    int64_t n_out_now;    /* frames handed out with the last plan: they leave with the next call */
-    int64_t *piece;       /* [piece_cap] lengths of committed pieces, oldest first */
+    int64_t n_out_now;               /* frames handed out with the last plan: they leave with the next call */
+    int64_t *piece;                  /* [piece_cap] lengths of committed pieces, oldest first */
     int64_t n_piece, piece_cap;
-    int32_t *trace;       /* [2 (hold + 1)] */
+    int32_t *trace; /* [2 (hold + 1)] */
     kvf_segmenter seg;
     int64_t n_seen, n_given; /* frames and tokens of plans made: the budget counts on */
     int64_t n_forced;
-    int with_scores;      /* -1: no frame yet */
+    int with_scores; /* -1: no frame yet */
     bool finished;
 };
 
@@ -65,9 +65,13 @@ static kvf_status open_parts(kvf_merge_stream *s, kvf_error *err)
     s->online = m->n_stage == 1 && m->ops[0]->online;
     s->chunk = s->online ? 0 : chunk_of(m, s->p.hold);
     if (s->chunk == -1)
-        return kvf_fail(err, KVF_ERR_ARG, "%s takes more frames at a time than hold (%" PRId64 "); raise hold", m->spec, s->p.hold);
+        return kvf_fail(err, KVF_ERR_ARG,
+                        "%s takes more frames at a time than hold (%" PRId64 "); raise hold", m->spec,
+                        s->p.hold);
     if (!s->online && s->chunk == 0)
-        return kvf_fail(err, KVF_ERR_UNSUPPORTED, "%s decides over the whole video and cannot stream; use kvf_merge_plan_make", m->spec);
+        return kvf_fail(err, KVF_ERR_UNSUPPORTED,
+                        "%s decides over the whole video and cannot stream; use kvf_merge_plan_make",
+                        m->spec);
     KVF_TRY(KVF_GET(&s->env, &s->norm, 2 * s->p.n_tok, err));
     KVF_TRY(KVF_GET(&s->env, &s->trace, 2 * (s->p.hold + 1), err));
     if (!s->online) return KVF_OK;
@@ -82,12 +86,15 @@ static kvf_status check_params(const kvf_merge_stream_params *p, int64_t *grid_w
     KVF_TRY(kvf_merge_check_size(p->size, sizeof *p, "kvf_merge_stream_params", err));
     if (p->hold < 2 || p->hold > 65536)
         return kvf_fail(err, KVF_ERR_ARG, "hold is %" PRId64 "; use 2 to 65536 frames", p->hold);
-    kvf_merge_view v = { .data = &nothing, .type = p->type, .n_frame = 2 * p->hold, .n_tok = p->n_tok, .dim = p->dim };
+    kvf_merge_view v = {
+        .data = &nothing, .type = p->type, .n_frame = 2 * p->hold, .n_tok = p->n_tok, .dim = p->dim
+    };
     KVF_TRY(kvf_tensor_init(&x, &v, "the stream", err));
     return kvf_merge_grid(grid_w, p->grid_w, p->n_tok, err);
 }
 
-kvf_status kvf_merge_stream_open(kvf_merge_stream **out, const kvf_merge *m, const kvf_merge_stream_params *p, kvf_error *err)
+kvf_status kvf_merge_stream_open(kvf_merge_stream **out, const kvf_merge *m, const kvf_merge_stream_params *p,
+                                 kvf_error *err)
 {
     if (!out) return kvf_fail(err, KVF_ERR_ARG, "out is NULL");
     *out = NULL;
@@ -141,11 +148,14 @@ static kvf_status make_room(kvf_merge_stream *s, kvf_error *err)
     const kvf_mem *mem = s->env.mem;
     int64_t n = s->n_waiting + s->n_open, n_tok = s->p.n_tok, most = 2 * s->p.hold;
     if (n >= most)
-        return kvf_fail(err, KVF_ERR_STATE, "%" PRId64 " frames wait; take their plans with kvf_merge_stream_next first", s->n_waiting);
+        return kvf_fail(err, KVF_ERR_STATE,
+                        "%" PRId64 " frames wait; take their plans with kvf_merge_stream_next first",
+                        s->n_waiting);
     if (s->head > 0 && s->head + n >= (s->frame_cap < most ? s->frame_cap : most)) {
         memmove(s->frame, s->frame + s->head * s->frame_bytes, (size_t)(n * s->frame_bytes));
         memmove(s->sim, s->sim + s->head * n_tok, (size_t)(n * n_tok) * sizeof *s->sim);
-        if (s->with_scores == 1) memmove(s->score, s->score + s->head * n_tok, (size_t)(n * n_tok) * sizeof *s->score);
+        if (s->with_scores == 1)
+            memmove(s->score, s->score + s->head * n_tok, (size_t)(n * n_tok) * sizeof *s->score);
         s->head = 0;
     }
     int64_t want = s->head + n + 1, cap = s->frame_cap;
@@ -160,7 +170,8 @@ static kvf_status make_room(kvf_merge_stream *s, kvf_error *err)
         s->frame_cap = grown;
     }
     KVF_TRY(kvf_reserve(mem, (void **)&s->sim, &s->sim_cap, want * n_tok, sizeof *s->sim, err));
-    if (s->with_scores == 1) KVF_TRY(kvf_reserve(mem, (void **)&s->score, &s->score_cap, want * n_tok, sizeof *s->score, err));
+    if (s->with_scores == 1)
+        KVF_TRY(kvf_reserve(mem, (void **)&s->score, &s->score_cap, want * n_tok, sizeof *s->score, err));
     return kvf_reserve(mem, (void **)&s->piece, &s->piece_cap, most + 1, sizeof *s->piece, err);
 }
 
@@ -183,7 +194,8 @@ static const float *sim_of_open(const kvf_merge_stream *s, int64_t i)
     return s->sim + (s->head + s->n_waiting + i) * s->p.n_tok;
 }
 
-/* As many frames are open as may be: take the first segment of the best partition so far, and number the rest anew. */
+/* As many frames are open as may be: take the first segment of the best partition so far, and number the rest
+ * anew. */
 static kvf_status force(kvf_merge_stream *s, kvf_error *err)
 {
     int64_t n = s->n_open;
@@ -191,7 +203,8 @@ static kvf_status force(kvf_merge_stream *s, kvf_error *err)
     commit(s, s->trace[1] + 1);
     s->n_forced++;
     kvf_segmenter_reset(&s->seg);
-    for (int64_t i = 0; i < s->n_open; i++) KVF_TRY(kvf_segmenter_add(&s->seg, sim_of_open(s, i), err)); /* no memory: it has been larger */
+    for (int64_t i = 0; i < s->n_open; i++)
+        KVF_TRY(kvf_segmenter_add(&s->seg, sim_of_open(s, i), err)); /* no memory: it has been larger */
     return KVF_OK;
 }
 
@@ -200,10 +213,12 @@ static kvf_status force(kvf_merge_stream *s, kvf_error *err)
 static kvf_status check_frame(kvf_merge_stream *s, const void *frame, const float *scores, kvf_error *err)
 {
     if (!frame) return kvf_fail(err, KVF_ERR_ARG, "frame is NULL");
-    if ((uintptr_t)frame % kvf_merge_type_bytes(s->p.type)) return kvf_fail(err, KVF_ERR_ARG, "frame is not aligned to its elements");
+    if ((uintptr_t)frame % kvf_merge_type_bytes(s->p.type))
+        return kvf_fail(err, KVF_ERR_ARG, "frame is not aligned to its elements");
     if (s->finished) return kvf_fail(err, KVF_ERR_STATE, "the stream is finished; open another one");
     if (s->with_scores >= 0 && s->with_scores != (scores != NULL))
-        return kvf_fail(err, KVF_ERR_ARG, "the frames before came %s scores; keep to that", s->with_scores ? "with" : "without");
+        return kvf_fail(err, KVF_ERR_ARG, "the frames before came %s scores; keep to that",
+                        s->with_scores ? "with" : "without");
     return scores ? kvf_scores_finite(scores, s->p.n_tok, s->p.n_tok, err) : KVF_OK;
 }
 
@@ -212,8 +227,10 @@ static kvf_status measure(kvf_merge_stream *s, int64_t at, kvf_error *err)
 {
     int64_t n_tok = s->p.n_tok;
     bool first = s->n_open == 0;
-    kvf_tensor x = kvf_tensor_of(s->frame + (first ? at : at - 1) * s->frame_bytes, s->p.type, first ? 1 : 2, n_tok, s->p.dim);
-    KVF_TRY(kvf_similarity_frame(&s->env, &x, s->sim + at * n_tok, s->norm + n_tok, first ? NULL : s->norm, err));
+    kvf_tensor x = kvf_tensor_of(s->frame + (first ? at : at - 1) * s->frame_bytes, s->p.type, first ? 1 : 2,
+                                 n_tok, s->p.dim);
+    KVF_TRY(
+        kvf_similarity_frame(&s->env, &x, s->sim + at * n_tok, s->norm + n_tok, first ? NULL : s->norm, err));
     return KVF_OK;
 }
 
@@ -274,9 +291,14 @@ kvf_status kvf_merge_stream_finish(kvf_merge_stream *s, kvf_error *err)
 
 /* ---- Plans out ------------------------------------------------------------------------------- */
 
-static kvf_status plan_piece(kvf_merge_stream *s, const kvf_tensor *x, const float *sim, bool last, kvf_merge_plan *p, kvf_error *err)
+static kvf_status plan_piece(kvf_merge_stream *s, const kvf_tensor *x, const float *sim, bool last,
+                             kvf_merge_plan *p, kvf_error *err)
 {
-    kvf_merge_job job = { .env = &s->env, .x = x, .grid_w = s->p.grid_w, .state = s->m->state[0], .plan = p,
+    kvf_merge_job job = { .env = &s->env,
+                          .x = x,
+                          .grid_w = s->p.grid_w,
+                          .state = s->m->state[0],
+                          .plan = p,
                           .scores = s->with_scores == 1 ? s->score + s->head * s->p.n_tok : NULL };
     kvf_holitom_run r = { 0 };
     kvf_status rc = kvf_holitom_init(&r, &job, sim, err);
@@ -320,14 +342,19 @@ static kvf_status make_plan(kvf_merge_stream *s, kvf_merge_view *view, kvf_merge
     return KVF_OK;
 }
 
-kvf_status kvf_merge_stream_next(kvf_merge_stream *s, kvf_merge_plan **out, kvf_merge_view *view, kvf_error *err)
+kvf_status kvf_merge_stream_next(kvf_merge_stream *s, kvf_merge_plan **out, kvf_merge_view *view,
+                                 kvf_error *err)
 {
     if (!s || !out || !view) return kvf_fail(err, KVF_ERR_ARG, "the stream, out or view is NULL");
     *out = NULL;
     release_taken(s);
     if (s->n_piece == 0) return KVF_DONE;
     int64_t len = s->piece[0];
-    *view = (kvf_merge_view){ .data = s->frame + s->head * s->frame_bytes, .type = s->p.type, .n_frame = len, .n_tok = s->p.n_tok, .dim = s->p.dim };
+    *view = (kvf_merge_view){ .data = s->frame + s->head * s->frame_bytes,
+                              .type = s->p.type,
+                              .n_frame = len,
+                              .n_tok = s->p.n_tok,
+                              .dim = s->p.dim };
     KVF_TRY(make_plan(s, view, out, err));
     (*out)->first_frame = s->n_seen;
     (*out)->n_forced = s->n_forced;

@@ -28,6 +28,7 @@ struct kvf_forward {
     float *q_far;     /* [cap][n_head * head_dim] with a memory: queries for the far keys */
     float *rope[3];   /* [cap][n_rot] angles: global layers, sliding-window layers, far keys */
     int32_t *pos;     /* host, [cap] */
+    kvf_token *ids;   /* host, [cap] tokens, 0 where an embedding is given */
 
     float *logits;    /* backend memory, [logits_cap][n_vocab] */
     int64_t logits_cap;
@@ -51,8 +52,10 @@ static void release_buffers(kvf_forward *f)
 {
     if (f->arena) f->be->ops->release(f->be, f->arena);
     kvf_free(f->m->mem, f->pos);
+    kvf_free(f->m->mem, f->ids);
     f->arena = NULL;
     f->pos = NULL;
+    f->ids = NULL;
     f->cap = 0;
     f->bytes = 0;
 }
@@ -93,11 +96,13 @@ static kvf_status grow_buffers(kvf_forward *f, int64_t n, kvf_error *err)
     void *block;
     KVF_TRY(kvf_mem_get(f->m->mem, &block, (size_t)n, sizeof(int32_t), err));
     f->pos = block;
+    KVF_TRY(kvf_mem_get(f->m->mem, &block, (size_t)n, sizeof(kvf_token), err));
+    f->ids = block;
     KVF_TRY(f->be->ops->alloc(f->be, &block, (size_t)total * sizeof(float), err));
     f->arena = block;
     for (int i = 0; i < N; i++) *parts[i].at = f->arena + offset[i];
     f->cap = n;
-    f->bytes = (size_t)total * sizeof(float) + (size_t)n * sizeof(int32_t);
+    f->bytes = (size_t)total * sizeof(float) + (size_t)n * (sizeof(int32_t) + sizeof(kvf_token));
     return KVF_OK;
 }
 
@@ -219,10 +224,16 @@ static kvf_status make_angles(kvf_forward *f, int64_t n, kvf_error *err)
     return KVF_OK;
 }
 
-static kvf_status embed(kvf_forward *f, const kvf_token *tokens, int64_t n, kvf_error *err)
+static kvf_status embed(kvf_forward *f, const kvf_token *tokens, const float *const *embd, int64_t n, kvf_error *err)
 {
-    kvf_embed_args e = { .table = &f->m->embed, .tokens = tokens, .n_tok = n, .scale = f->m->hp.embed_scale, .out = f->x };
-    return f->be->ops->embed(f->be, &e, err);
+    int64_t width = f->m->hp.n_embd;
+    for (int64_t i = 0; embd && i < n; i++) f->ids[i] = embd[i] ? 0 : tokens[i];
+    kvf_embed_args e = { .table = &f->m->embed, .tokens = embd ? f->ids : tokens, .n_tok = n, .scale = f->m->hp.embed_scale,
+                         .out = f->x };
+    KVF_TRY(f->be->ops->embed(f->be, &e, err));
+    for (int64_t i = 0; embd && i < n; i++)
+        if (embd[i]) KVF_TRY(f->be->ops->upload(f->be, f->x + i * width, embd[i], (size_t)width * sizeof(float), err));
+    return KVF_OK;
 }
 
 /* Token embeddings and the chunk's RoPE angles. */
@@ -237,7 +248,7 @@ static kvf_status begin(kvf_forward *f, const kvf_chunk *c, int64_t n_past, kvf_
                                   .mscale = hp->rope_mscale * hp->rope_mscale, .cos_sin = f->rope[2] };
         KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
     }
-    return embed(f, c->tokens, c->n_tok, err);
+    return embed(f, c->tokens, c->embd, c->n_tok, err);
 }
 
 static kvf_status run_layers(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err)
@@ -294,7 +305,7 @@ static kvf_status run_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
     KVF_TRY(kvf_kv_reserve(p->kv, n, err));
     memcpy(f->pos, p->pos, (size_t)n * sizeof *f->pos);
     KVF_TRY(make_angles(f, n, err));
-    if (p->layer0 == 0) KVF_TRY(embed(f, p->tokens, n, err));
+    if (p->layer0 == 0) KVF_TRY(embed(f, p->tokens, p->embd, n, err));
     for (int64_t i = 0; p->layer0 > 0 && i < n; i++)
         KVF_TRY(f->be->ops->upload(f->be, f->x + i * width, p->row[i], row_bytes, err));
     for (int32_t l = p->layer0; l < p->layer1; l++) {

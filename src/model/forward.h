@@ -19,7 +19,8 @@ void kvf_forward_close(kvf_forward *f);
 size_t kvf_forward_bytes(const kvf_forward *f);
 
 typedef struct kvf_chunk {
-    const kvf_token *tokens; /* [n_tok], each < n_vocab */
+    const kvf_token *tokens; /* [n_tok], each < n_vocab; below 0 where embd has a row */
+    const float *const *embd; /* [n_tok] embeddings [n_embd], host, NULL for a token's own; or NULL */
     int64_t n_tok;           /* 1..n_batch */
     int64_t n_out;           /* hidden states wanted, of the last n_out tokens; 0: only KV */
     bool evict;              /* the policy evicts after this chunk */
@@ -35,7 +36,8 @@ kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const
 typedef struct kvf_part {
     kvf_kv *kv;              /* of these layers alone: its layer 0 is layer0 */
     int32_t layer0, layer1;  /* layers layer0 <= l < layer1 */
-    const kvf_token *tokens; /* [n_tok] if layer0 is 0, else NULL */
+    const kvf_token *tokens; /* [n_tok] if layer0 is 0, else NULL; embd as in kvf_chunk */
+    const float *const *embd;
     const int32_t *pos;      /* [n_tok] positions in the text, rising */
     float *const *row;       /* [n_tok] each [n_embd], host: hidden states, read unless layer0 is 0 and written
                                 unless layer1 is the last; may be NULL if neither */

@@ -29,7 +29,7 @@ kvf_status kvf_timeline_shape(const kvf_session *s, kvf_store_shape *out, kvf_er
 void kvf_timeline_empty(kvf_session *s)
 {
     kvf_timeline_cut(s, 0);
-    kvf_kv_set_tier(s->kv, NULL, NULL);
+    if (kvf_kv_memory(s->kv)) kvf_kv_set_tier(s->kv, NULL, NULL);
     kvf_store_tier_close(s->tier);
     s->tier = NULL;
     s->n_token = 0;

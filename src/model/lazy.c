@@ -319,6 +319,7 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
         z->tokens[i] = s->tokens[z->pos[i]];
         p.n_mass += z->pos[i] >= s->n_token - n_row;
     }
+    if (g == 0) p.embd = kvf_timeline_rows(s, z->pos, 0, n);
     KVF_TRY(check_budget(s, t, n, err));
     KVF_TRY(find_rows(s, g, from, n, err));
     reading r = read_what(z, g, from, n);

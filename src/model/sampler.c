@@ -112,6 +112,7 @@ static void penalise(kvf_sampler *s, const float *logits, const kvf_token *histo
     int64_t look = s->params.repeat_last_n < 0 || s->params.repeat_last_n > n ? n : s->params.repeat_last_n;
     memcpy(s->logits, logits, (size_t)s->n_vocab * sizeof(float));
     for (int64_t i = n - look; i < n; i++) {
+        if (history[i] < 0) continue; /* an embedding stands there */
         float from = logits[history[i]];
         s->logits[history[i]] = from > 0 ? from / s->params.repeat_penalty : from * s->params.repeat_penalty;
     }

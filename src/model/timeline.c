@@ -135,6 +135,8 @@ void kvf_timeline_close(kvf_session *s)
     kvf_pool_close(s->pool);
     kvf_policy_close(s->policy);
     kvf_free(s->mem, s->tokens);
+    kvf_free(s->mem, s->embd);
+    kvf_free(s->mem, s->chunk_embd);
     kvf_free(s->mem, s->logits);
     kvf_free(s->mem, s->score_rows);
     kvf_free(s->mem, s);
@@ -156,6 +158,61 @@ kvf_status kvf_timeline_check_tokens(const kvf_session *s, const kvf_token *toke
             return kvf_fail(err, KVF_ERR_ARG, "token %lld is %d; the vocabulary has 0 to %d", (long long)i, tokens[i],
                             s->m->hp.n_vocab - 1);
     return KVF_OK;
+}
+
+static int64_t count_embeddings(const kvf_token *tokens, int64_t n)
+{
+    int64_t found = 0;
+    for (int64_t i = 0; i < n; i++) found += tokens[i] == KVF_TOKEN_EMBEDDING;
+    return found;
+}
+
+/* The same where embeddings may stand among the tokens, `before` of them on the timeline already. */
+static kvf_status check_mixed(const kvf_session *s, const kvf_token *tokens, int64_t n, int64_t before, kvf_error *err)
+{
+    for (int64_t i = 0, from = 0; i <= n; i++) {
+        if (i < n && tokens[i] != KVF_TOKEN_EMBEDDING) continue;
+        KVF_TRY(kvf_timeline_check_tokens(s, tokens + from, i - from, err));
+        from = i + 1;
+    }
+    int64_t asked = before + count_embeddings(tokens, n);
+    if (asked <= s->n_embd_row) return KVF_OK;
+    return kvf_fail(err, KVF_ERR_ARG, "%lld places want an embedding and %lld are there; hand them to kvf_session_set_embeddings first",
+                    (long long)asked, (long long)s->n_embd_row);
+}
+
+kvf_status kvf_timeline_set_embeddings(kvf_session *s, const float *rows, int64_t n, kvf_error *err)
+{
+    int64_t width = s->m->hp.n_embd;
+    void *copy = NULL, *list = s->chunk_embd;
+    for (int64_t i = 0; i < n * width; i++)
+        if (!isfinite(rows[i]))
+            return kvf_fail(err, KVF_ERR_ARG, "number %lld of embedding %lld is not finite", (long long)(i % width), (long long)(i / width));
+    if (n > 0) KVF_TRY(kvf_mem_get(s->mem, &copy, (size_t)n, (size_t)width * sizeof(float), err));
+    kvf_status rc = list ? KVF_OK : kvf_mem_get(s->mem, &list, (size_t)s->n_batch, sizeof(float *), err);
+    if (rc < 0) {
+        kvf_free(s->mem, copy);
+        return rc;
+    }
+    s->chunk_embd = list;
+    if (n > 0) memcpy(copy, rows, (size_t)(n * width) * sizeof *rows);
+    kvf_timeline_empty(s);
+    kvf_free(s->mem, s->embd);
+    s->embd = copy;
+    s->n_embd_row = n;
+    return KVF_OK;
+}
+
+const float *const *kvf_timeline_rows(kvf_session *s, const int32_t *pos, int64_t at, int64_t n)
+{
+    if (s->n_embd_row == 0) return NULL;
+    int64_t row = 0, seen = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t place = pos ? pos[i] : at + i;
+        for (; seen < place; seen++) row += s->tokens[seen] == KVF_TOKEN_EMBEDDING;
+        s->chunk_embd[i] = s->tokens[place] == KVF_TOKEN_EMBEDDING ? s->embd + row * s->m->hp.n_embd : NULL;
+    }
+    return s->chunk_embd;
 }
 
 void kvf_timeline_cut(kvf_session *s, int64_t n)
@@ -218,7 +275,8 @@ static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
     while (kvf_kv_len(s->kv) < s->n_token) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = next_chunk(s, left);
-        kvf_chunk c = { .tokens = s->tokens + at, .n_tok = n, .n_out = n == left, .evict = tell && evicts(s, n == left) };
+        kvf_chunk c = { .tokens = s->tokens + at, .embd = kvf_timeline_rows(s, NULL, at, n), .n_tok = n, .n_out = n == left,
+                        .evict = tell && evicts(s, n == left) };
         if (s->passages && tell) kvf_kv_track(s->kv, n == left); /* from a prompt's last token on */
         KVF_TRY(kvf_timeline_run(s, &c, n == left ? s->logits : NULL, err));
         s->has_logits = n == left;
@@ -276,7 +334,7 @@ static kvf_status reserve_tokens(kvf_session *s, const kvf_token **tokens, int64
 
 kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
-    KVF_TRY(kvf_timeline_check_tokens(s, tokens, n, err));
+    KVF_TRY(check_mixed(s, tokens, n, 0, err));
     KVF_TRY(check_room(s, n, err));
     KVF_TRY(reserve_tokens(s, &tokens, n, err));
     int64_t same = 0, both = n < s->n_token ? n : s->n_token;
@@ -300,7 +358,7 @@ kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n,
 /* Put tokens at the end of the list without computing them. */
 static kvf_status extend(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
-    KVF_TRY(kvf_timeline_check_tokens(s, tokens, n, err));
+    KVF_TRY(check_mixed(s, tokens, n, s->n_embd_row > 0 ? count_embeddings(s->tokens, s->n_token) : 0, err));
     KVF_TRY(check_room(s, s->n_token + n, err));
     KVF_TRY(reserve_tokens(s, &tokens, s->n_token + n, err));
     memmove(s->tokens + s->n_token, tokens, (size_t)n * sizeof *tokens);
@@ -409,7 +467,7 @@ static kvf_status score_all(kvf_session *s, int64_t first, kvf_score *scores, kv
     while (kvf_kv_len(s->kv) < s->n_token) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = left < s->n_batch ? left : s->n_batch;
-        kvf_chunk c = { .tokens = s->tokens + at, .n_tok = n, .n_out = n };
+        kvf_chunk c = { .tokens = s->tokens + at, .embd = kvf_timeline_rows(s, NULL, at, n), .n_tok = n, .n_out = n };
         KVF_TRY(kvf_timeline_run(s, &c, NULL, err));
         KVF_TRY(score_chunk(s, at + 1, n, scores + (at + 1 - first), err));
         KVF_TRY(kvf_timeline_report(s, at + n - first, total, err));

@@ -34,6 +34,9 @@ struct kvf_session {
 
     kvf_token *tokens; /* [n_token] the timeline */
     int64_t n_token, cap_token;
+    float *embd;       /* [n_embd_row][n_embd] of the places KVF_TOKEN_EMBEDDING, NULL: none */
+    int64_t n_embd_row;
+    const float **chunk_embd; /* [n_batch] of a chunk */
     float *logits;     /* [n_vocab] after the last token, if has_logits */
     bool has_logits;
     float *score_rows; /* [SCORE_ROWS][n_vocab], made by the first score() */
@@ -52,6 +55,7 @@ kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n,
 kvf_status kvf_timeline_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
 kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err);
 kvf_status kvf_timeline_logits(kvf_session *s, kvf_error *err); /* then s->logits is valid */
+kvf_status kvf_timeline_set_embeddings(kvf_session *s, const float *rows, int64_t n, kvf_error *err);
 kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_score *scores, kvf_error *err);
 
 /* The session's kind of contents, for kvf_store_bind. STATE if its policy has no memory. */
@@ -63,6 +67,8 @@ kvf_status kvf_timeline_passages(kvf_session *s, int64_t first, int64_t end, kvf
 
 /* For ingest.c: what timeline.c shares. */
 kvf_status kvf_timeline_check_tokens(const kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
+/* Rows of the n <= n_batch tokens at the places pos[i], NULL: at + i; NULL if there are no embeddings. */
+const float *const *kvf_timeline_rows(kvf_session *s, const int32_t *pos, int64_t at, int64_t n);
 kvf_status kvf_timeline_run(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err);
 kvf_status kvf_timeline_check_cancel(kvf_session *s, kvf_error *err);
 kvf_status kvf_timeline_report(kvf_session *s, int64_t done, int64_t total, kvf_error *err);

@@ -1,5 +1,5 @@
-/* test_merge_fault.c - allocation k fails, for k = 1, 2, ... until everything succeeds: every call of merge.h must
- * return NOMEM, leave nothing behind, and work afterwards.
+/* test_merge_fault.c - allocation k fails, for k = 1, 2, ... until everything succeeds: every call of merge.h
+ * must return NOMEM, leave nothing behind, and work afterwards.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/merge_rig.h"
@@ -46,7 +46,8 @@ static kvf_status stream(kvf_ctx *ctx, faulty *f, kvf_error *err)
     if (rc >= 0) rc = kvf_merge_stream_open(&s, m, &p, err);
     int64_t n_frame = 0, n_out = 0;
     for (int t = 0; t <= T && rc >= 0; t++) {
-        kvf_status got = t < T ? kvf_merge_stream_push(s, video + t * N * D, NULL, err) : kvf_merge_stream_finish(s, err);
+        kvf_status got =
+            t < T ? kvf_merge_stream_push(s, video + t * N * D, NULL, err) : kvf_merge_stream_finish(s, err);
         if (got == KVF_ERR_NOMEM) {
             failed = got;
             atomic_store(&f->fail_at, 0);
@@ -70,7 +71,9 @@ static kvf_status stream(kvf_ctx *ctx, faulty *f, kvf_error *err)
             kvf_merge_plan_free(plan);
         }
     }
-    if (rc >= 0) cr_assert(n_frame == T && n_out == (int64_t)(0.3 * T * N), "%lld frames, %lld tokens", (long long)n_frame, (long long)n_out);
+    if (rc >= 0)
+        cr_assert(n_frame == T && n_out == (int64_t)(0.3 * T * N), "%lld frames, %lld tokens",
+                  (long long)n_frame, (long long)n_out);
     kvf_merge_stream_close(s);
     kvf_merge_close(m);
     return rc < 0 ? rc : failed;
@@ -112,12 +115,20 @@ static kvf_status rest(kvf_ctx *ctx, kvf_error *err)
     return rc;
 }
 
-static const char *const specs[] = { "holitom:ratio=0.3,tau=0.5,drift=0.2,context=0.5", "holitom:ratio=0.95,tau=-1", "fastvid:ratio=0.3", "visionzip:ratio=0.3",
-                                     "evs", "uniform", "pool_time+pool_space:p=3+holitom:ratio=0.5", "pool_space+sample_time" };
+static const char *const specs[] = { "holitom:ratio=0.3,tau=0.5,drift=0.2,context=0.5",
+                                     "holitom:ratio=0.95,tau=-1",
+                                     "fastvid:ratio=0.3",
+                                     "visionzip:ratio=0.3",
+                                     "evs",
+                                     "uniform",
+                                     "pool_time+pool_space:p=3+holitom:ratio=0.5",
+                                     "pool_space+sample_time" };
 
 static kvf_status run_one(kvf_ctx *ctx, int which, faulty *f, kvf_error *err)
 {
-    return which < 8 ? plan_and_apply(ctx, specs[which], err) : which == 8 ? stream(ctx, f, err) : rest(ctx, err);
+    return which < 8    ? plan_and_apply(ctx, specs[which], err)
+           : which == 8 ? stream(ctx, f, err)
+                        : rest(ctx, err);
 }
 
 Test(merge_fault, every_failed_allocation_is_reported_and_leaves_nothing)

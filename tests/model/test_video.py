@@ -409,6 +409,30 @@ class Report(Video):
         self.assertIn("<script>&.npy", p.text)
 
 
+class AskAboutAVideo(unittest.TestCase):
+    """kvfold ask --video, as far as random models go: lesson 8's way through llama.cpp gives the same logits."""
+
+    def ask(self, *args):
+        return run("ask", "-m", os.path.join(DATA, "tiny", "qwen2.gguf"), *args, "What is it?")
+
+    def refused(self, word, *args):
+        r = self.ask(*args)
+        self.assertEqual(r.returncode, 2, r.stderr)
+        self.assertIn(word, r.stderr.decode())
+
+    def test_a_tower_of_another_width_is_named(self):
+        if not has_video():
+            self.skipTest("this build decodes no video")
+        self.refused("belongs to another model", "--video", os.path.join(DATA, "video", "numbers.mp4"),
+                     "--mmproj", os.path.join(DATA, "vision_tower", "onevision.gguf"), "--frames", "4")
+
+    def test_what_does_not_go_together_is_refused(self):
+        self.refused("--mmproj", "--video", "clip.mp4")
+        self.refused("--video", "--mmproj", "tower.gguf")
+        self.refused("-d", "--video", "clip.mp4", "--mmproj", "tower.gguf", "-d", "text.txt")
+        self.refused("store", "--video", "clip.mp4", "--mmproj", "tower.gguf", "--policy", "infllm")
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)

@@ -1,5 +1,5 @@
-/* test_merge_fixtures.c - merge.h against arrays from the published code: what each holds, how it was made and with
- * which tolerances it is to be compared says data/vision/README.md.
+/* test_merge_fixtures.c - merge.h against arrays from the published code: what each holds, how it was made
+ * and with which tolerances it is to be compared says data/vision/README.md.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/merge_rig.h"
@@ -18,8 +18,8 @@ static double largest(const float *x, int64_t n)
 static void expect_near(const float *got, const float *want, int64_t n, double tolerance, const char *what)
 {
     for (int64_t i = 0; i < n; i++)
-        cr_assert(fabs((double)got[i] - (double)want[i]) <= tolerance, "%s: element %lld is %.9g, not %.9g", what,
-                  (long long)i, (double)got[i], (double)want[i]);
+        cr_assert(fabs((double)got[i] - (double)want[i]) <= tolerance, "%s: element %lld is %.9g, not %.9g",
+                  what, (long long)i, (double)got[i], (double)want[i]);
 }
 
 /* ---- The outer merge, end to end ---------------------------------------------------------------- */
@@ -45,24 +45,29 @@ static bool load_outer(outer *o, const table *t, int row)
     o->meta = npy_must(o->folder, "meta");
     const char *margins[] = { "m_tau", "m_dpc", "m_assign", "m_attn" };
     o->close = false;
-    /* The arrays' README asks for 1e-4; distances are summed from differences here, which is good for 1e-6. */
+    /* The arrays' README asks for 1e-4; distances are summed from differences here, which is good for 1e-6.
+     */
     for (int i = 0; i < 4; i++) o->close |= number(t, row, margins[i]) <= 1e-6;
     return true;
 }
 
 static void check_segments(const outer *o, const table *t, int row, const kvf_merge_plan_info *i)
 {
-    cr_assert_eq(i->n_out, (int64_t)number(t, row, "n_out"), "%s: %lld tokens", o->folder, (long long)i->n_out);
+    cr_assert_eq(i->n_out, (int64_t)number(t, row, "n_out"), "%s: %lld tokens", o->folder,
+                 (long long)i->n_out);
     cr_assert_eq(i->total_reduced, (int64_t)number(t, row, "total_reduced"), "%s", o->folder);
-    cr_assert(fabs(i->retain_eff - number(t, row, "retain_eff")) < 1e-15, "%s: %.17g", o->folder, i->retain_eff);
+    cr_assert(fabs(i->retain_eff - number(t, row, "retain_eff")) < 1e-15, "%s: %.17g", o->folder,
+              i->retain_eff);
     cr_assert_eq(i->n_segment, o->segments.shape[0], "%s", o->folder);
     for (int64_t s = 0; s < i->n_segment; s++) {
         const kvf_merge_segment *g = &i->segment[s];
         const int32_t *ends = i32(&o->segments) + 2 * s, *count = i32(&o->counts) + 4 * s;
         int32_t len = g->last - g->first + 1;
         cr_assert(g->first == ends[0] && g->last == ends[1], "%s: segment %lld", o->folder, (long long)s);
-        cr_assert(g->static_in == count[0] && g->static_kept == count[1], "%s: segment %lld", o->folder, (long long)s);
-        cr_assert(g->dynamic_in == count[2] * len && g->dynamic_kept == count[3] * len, "%s: segment %lld", o->folder, (long long)s);
+        cr_assert(g->static_in == count[0] && g->static_kept == count[1], "%s: segment %lld", o->folder,
+                  (long long)s);
+        cr_assert(g->dynamic_in == count[2] * len && g->dynamic_kept == count[3] * len, "%s: segment %lld",
+                  o->folder, (long long)s);
     }
 }
 
@@ -71,9 +76,10 @@ static void run_outer(kvf_ctx *ctx, const outer *o, const table *t, int row)
     int64_t n_frame = o->feat.shape[0], n_tok = o->feat.shape[1], dim = o->feat.shape[2];
     bool grid = number(t, row, "grid") != 0;
     char spec[300];
-    snprintf(spec, sizeof spec, "holitom:mode=official,tau=%s,ratio=%s,beta=%s,knn=%s,window=%s,merge=%s,%s", cell(t, row, "tau"),
-             cell(t, row, "ratio"), cell(t, row, "beta"), cell(t, row, "K"), cell(t, row, "max_window"),
-             number(t, row, "no_beta") != 0 ? "mean" : "beta", grid ? "order=grid,newline=row" : "order=segment,newline=end");
+    snprintf(spec, sizeof spec, "holitom:mode=official,tau=%s,ratio=%s,beta=%s,knn=%s,window=%s,merge=%s,%s",
+             cell(t, row, "tau"), cell(t, row, "ratio"), cell(t, row, "beta"), cell(t, row, "K"),
+             cell(t, row, "max_window"), number(t, row, "no_beta") != 0 ? "mean" : "beta",
+             grid ? "order=grid,newline=row" : "order=segment,newline=end");
     kvf_merge_input in = input_of(f32(&o->feat), KVF_MERGE_F32, n_frame, n_tok, dim);
     in.scores = f32(&o->attn);
     in.noise = f32(&o->noise);
@@ -83,7 +89,8 @@ static void run_outer(kvf_ctx *ctx, const outer *o, const table *t, int row)
     check_segments(o, t, row, &i);
     if (!o->close) {
         for (int64_t k = 0; k < i.n_out; k++)
-            cr_assert_arr_eq(&i.meta[k], i32(&o->meta) + 4 * k, sizeof *i.meta, "%s: token %lld", o->folder, (long long)k);
+            cr_assert_arr_eq(&i.meta[k], i32(&o->meta) + 4 * k, sizeof *i.meta, "%s: token %lld", o->folder,
+                             (long long)k);
         float *newline = malloc((size_t)dim * sizeof *newline);
         for (int64_t d = 0; d < dim; d++) newline[d] = (float)((double)d * 0.01 - 100);
         float *got = apply_of(p, &in.features, newline);
@@ -129,9 +136,11 @@ Test(merge_fixtures, similarity_is_the_published_one)
         float *sim = malloc((size_t)want.n * sizeof *sim);
         double *norm = malloc((size_t)(feat.shape[0] * feat.shape[1]) * sizeof *norm);
         for (int level = 0; level < 3; level++) {
-            if (kvf_cpu_level_parse(&(kvf_cpu_level){ 0 }, rig_cpus[level], kvf_cpu_detect(), NULL) < 0) continue;
+            if (kvf_cpu_level_parse(&(kvf_cpu_level){ 0 }, rig_cpus[level], kvf_cpu_detect(), NULL) < 0)
+                continue;
             kvf_rows_init(&env.rows, (kvf_cpu_level)level);
-            kvf_tensor x = kvf_tensor_of(f32(&feat), KVF_MERGE_F32, feat.shape[0], feat.shape[1], feat.shape[2]);
+            kvf_tensor x =
+                kvf_tensor_of(f32(&feat), KVF_MERGE_F32, feat.shape[0], feat.shape[1], feat.shape[2]);
             cr_assert_eq(kvf_similarity(&env, &x, sim, norm, NULL), KVF_OK);
             expect_near(sim, f32(&want), want.n, 1e-6, folder);
         }
@@ -142,11 +151,13 @@ Test(merge_fixtures, similarity_is_the_published_one)
 
 /* ---- Segmentation -------------------------------------------------------------------------------- */
 
-static int64_t segment_all(const float *sim, int64_t t, int64_t n, int64_t window, double tau, int32_t *out, int64_t *gain)
+static int64_t segment_all(const float *sim, int64_t t, int64_t n, int64_t window, double tau, int32_t *out,
+                           int64_t *gain)
 {
     kvf_segmenter s;
     cr_assert_eq(kvf_segmenter_init(&s, &kvf_mem_default, n, window, tau, NULL), KVF_OK);
-    for (int64_t i = 0; i < t; i++) cr_assert_eq(kvf_segmenter_add(&s, i ? sim + (i - 1) * n : NULL, NULL), KVF_OK);
+    for (int64_t i = 0; i < t; i++)
+        cr_assert_eq(kvf_segmenter_add(&s, i ? sim + (i - 1) * n : NULL, NULL), KVF_OK);
     int64_t count = kvf_segmenter_trace(&s, t - 1, out);
     *gain = s.best[t - 1];
     kvf_segmenter_fini(&s);
@@ -175,7 +186,8 @@ Test(merge_fixtures, segmentation_of_600_frames_is_the_published_one)
         snprintf(name, sizeof name, "segments_w%s", cell(t, row, "w"));
         npy want = npy_must("dp_large", name);
         int32_t out[2 * 600];
-        int64_t gain, n = segment_all(f32(&sim), 600, 49, (int64_t)number(t, row, "w"), number(t, row, "tau"), out, &gain);
+        int64_t gain, n = segment_all(f32(&sim), 600, 49, (int64_t)number(t, row, "w"), number(t, row, "tau"),
+                                      out, &gain);
         cr_assert_eq(n, want.shape[0]);
         cr_assert_eq(gain, (int64_t)number(t, row, "total_reduced"));
         cr_assert_arr_eq(out, i32(&want), (size_t)n * 8);
@@ -195,7 +207,9 @@ static void merge_rows(const kvf_dpc *a, double beta, bool mean, float *out)
                 sum += (double)a->x[i * a->dim + d];
                 n++;
             }
-            out[c * a->dim + d] = (float)(n == 0 ? center : mean ? (sum + center) / (n + 1) : beta * center + (1 - beta) * sum / n);
+            out[c * a->dim + d] = (float)(n == 0 ? center
+                                          : mean ? (sum + center) / (n + 1)
+                                                 : beta * center + (1 - beta) * sum / n);
         }
 }
 
@@ -203,10 +217,17 @@ static void run_dpc(const kvf_merge_env *env, const table *t, int row)
 {
     char folder[32];
     snprintf(folder, sizeof folder, "dpc/c%s", cell(t, row, "case"));
-    npy x = npy_must(folder, "x"), noise = npy_must(folder, "noise"), want = npy_must(folder, "centers_by_score");
-    npy beta = npy_must(folder, "merged_beta06"), mean = npy_must(folder, "merged_mean"), dist = npy_in(folder, "dist");
+    npy x = npy_must(folder, "x"), noise = npy_must(folder, "noise"),
+        want = npy_must(folder, "centers_by_score");
+    npy beta = npy_must(folder, "merged_beta06"), mean = npy_must(folder, "merged_mean"),
+        dist = npy_in(folder, "dist");
     int64_t n = x.shape[0], c = want.n;
-    kvf_dpc a = { .x = f32(&x), .n = n, .dim = x.shape[1], .n_center = c, .k = (int64_t)number(t, row, "K"), .noise = f32(&noise) };
+    kvf_dpc a = { .x = f32(&x),
+                  .n = n,
+                  .dim = x.shape[1],
+                  .n_center = c,
+                  .k = (int64_t)number(t, row, "K"),
+                  .noise = f32(&noise) };
     a.center = calloc((size_t)c, sizeof *a.center);
     a.member = calloc((size_t)n, sizeof *a.member);
     a.dist = calloc((size_t)(n * n), sizeof *a.dist);
@@ -227,7 +248,8 @@ static void run_dpc(const kvf_merge_env *env, const table *t, int row)
         cr_assert(found, "no centre gives the published token");
     } else {
         /* Descending scores give the published order, ascending indices the published rows. */
-        for (int64_t i = 0; i + 1 < c; i++) cr_assert_geq(a.score[i32(&want)[i]], a.score[i32(&want)[i + 1]] * (1 - 1e-6), "%s", folder);
+        for (int64_t i = 0; i + 1 < c; i++)
+            cr_assert_geq(a.score[i32(&want)[i]], a.score[i32(&want)[i + 1]] * (1 - 1e-6), "%s", folder);
         for (int64_t i = 0; i < c; i++) {
             bool found = false;
             for (int64_t j = 0; j < c; j++) found |= a.center[j] == i32(&want)[i];
@@ -273,7 +295,9 @@ Test(merge_fixtures, pooling_is_the_published_one)
             kvf_merge_pool a;
             kvf_error err;
             kvf_merge_pool_init(&a);
-            a.src = (kvf_merge_view){ .data = f32(&x), .n_frame = x.shape[0], .n_tok = x.shape[1], .dim = x.shape[2] };
+            a.src = (kvf_merge_view){
+                .data = f32(&x), .n_frame = x.shape[0], .n_tok = x.shape[1], .dim = x.shape[2]
+            };
             a.kind = k;
             cr_assert_eq(kvf_merge_pool_run(ctx, &a, &err), KVF_OK, "%s", err.msg);
             cr_assert_eq(a.out_h * a.out_w, want.shape[1], "%s", out);
@@ -294,7 +318,8 @@ Test(merge_fixtures, inner_merge_is_the_published_one)
         for (int row = 1; ctx && row < t->n_row; row++) {
             char folder[32];
             snprintf(folder, sizeof folder, "inner/c%s", cell(t, row, "case"));
-            npy x = npy_must(folder, "hidden"), attn = npy_must(folder, "attn_last"), want = npy_must(folder, "hidden_out");
+            npy x = npy_must(folder, "hidden"), attn = npy_must(folder, "attn_last"),
+                want = npy_must(folder, "hidden_out");
             npy keep = npy_must(folder, "keep_pos");
             kvf_merge_inner a;
             kvf_error err;
@@ -326,14 +351,16 @@ Test(merge_fixtures, inner_merge_is_the_published_one)
 
 Test(merge_fixtures, visionzip_is_the_published_one)
 {
-    npy x = npy_must("visionzip", "feat"), keys = npy_must("visionzip", "metric"), attn = npy_must("visionzip", "attn");
+    npy x = npy_must("visionzip", "feat"), keys = npy_must("visionzip", "metric"),
+        attn = npy_must("visionzip", "attn");
     for (int c = 0; c < 3; c++)
         for (int budget = 10; budget <= 20; budget += 10) {
             kvf_ctx *ctx = ctx_of(rig_cpus[c], 1);
             if (!ctx) continue;
             char name[32], spec[100];
             snprintf(name, sizeof name, "tokens_%d", budget);
-            snprintf(spec, sizeof spec, "visionzip:mode=official,newline=end,ratio=%.15f", budget / 49.0 + 1e-9);
+            snprintf(spec, sizeof spec, "visionzip:mode=official,newline=end,ratio=%.15f",
+                     budget / 49.0 + 1e-9);
             npy want = npy_must("visionzip", name);
             kvf_merge_input in = input_of(f32(&x), KVF_MERGE_F32, 4, 49, 32);
             in.keys = (kvf_merge_view){ .data = f32(&keys), .n_frame = 4, .n_tok = 49, .dim = 16 };

@@ -1,5 +1,5 @@
-/* test_merge_mamba.c - selective scans and STORM layers against a float64 recurrence (data/vision/mamba), chunks
- * against one pass, both directions.
+/* test_merge_mamba.c - selective scans and STORM layers against a float64 recurrence (data/vision/mamba),
+ * chunks against one pass, both directions.
  *
  * Tolerance 2e-5 relative to the largest value: sums of up to 48 products in f32, exp to 1e-7 and 256 steps.
  *
@@ -14,16 +14,20 @@ static void expect_near(const float *got, const npy *want, const char *what)
     for (int64_t i = 0; i < want->n; i++) scale = fmax(scale, fabs((double)((float *)want->data)[i]));
     for (int64_t i = 0; i < want->n; i++) {
         double w = (double)((float *)want->data)[i];
-        cr_assert(fabs((double)got[i] - w) <= 2e-5 * scale, "%s: element %lld is %.9g, not %.9g", what, (long long)i, (double)got[i], w);
+        cr_assert(fabs((double)got[i] - w) <= 2e-5 * scale, "%s: element %lld is %.9g, not %.9g", what,
+                  (long long)i, (double)got[i], w);
     }
 }
 
 static void run_scan(const char *folder, kvf_cpu_level level)
 {
-    npy u = npy_must(folder, "u"), dt = npy_must(folder, "dt"), a = npy_must(folder, "A"), b = npy_must(folder, "B");
-    npy c = npy_must(folder, "C"), d = npy_must(folder, "D"), y = npy_must(folder, "y"), last = npy_must(folder, "h_last");
+    npy u = npy_must(folder, "u"), dt = npy_must(folder, "dt"), a = npy_must(folder, "A"),
+        b = npy_must(folder, "B");
+    npy c = npy_must(folder, "C"), d = npy_must(folder, "D"), y = npy_must(folder, "y"),
+        last = npy_must(folder, "h_last");
     int64_t n = u.shape[0], e = u.shape[1], s = a.shape[1];
-    float *at = calloc((size_t)(e * s), 4), *h = calloc((size_t)(e * s), 4), *back = calloc((size_t)(e * s), 4);
+    float *at = calloc((size_t)(e * s), 4), *h = calloc((size_t)(e * s), 4),
+          *back = calloc((size_t)(e * s), 4);
     float *bc = calloc((size_t)(2 * n * s), 4), *got = calloc((size_t)(n * e), 4);
     for (int64_t i = 0; i < e; i++)
         for (int64_t k = 0; k < s; k++) at[k * e + i] = f32(&a)[i * s + k];
@@ -33,8 +37,19 @@ static void run_scan(const char *folder, kvf_cpu_level level)
     }
     kvf_rows rows;
     kvf_rows_init(&rows, level);
-    kvf_scan_args args = { .n_tok = n, .n_channel = e, .stride = e, .u = f32(&u), .dt = f32(&dt), .bc = bc, .bc_stride = 2 * s,
-                           .n_state = s, .a = at, .a_stride = e, .d = f32(&d), .h = h, .y = got };
+    kvf_scan_args args = { .n_tok = n,
+                           .n_channel = e,
+                           .stride = e,
+                           .u = f32(&u),
+                           .dt = f32(&dt),
+                           .bc = bc,
+                           .bc_stride = 2 * s,
+                           .n_state = s,
+                           .a = at,
+                           .a_stride = e,
+                           .d = f32(&d),
+                           .h = h,
+                           .y = got };
     rows.scan(&args);
     expect_near(got, &y, folder);
     for (int64_t i = 0; i < e; i++)
@@ -89,8 +104,11 @@ static void make_stack(stack *s, int n_layer, bool both)
 {
     memset(s, 0, sizeof *s);
     for (int i = 0; i < n_layer; i++) {
-        s->layer[i] = (kvf_mamba_layer){ .norm_w = weight(i, "ln_w"), .norm_b = weight(i, "ln_b"), .in_proj = weight(i, "in_proj"),
-                                         .out_proj = weight(i, "out_proj"), .forward = branch(i, "") };
+        s->layer[i] = (kvf_mamba_layer){ .norm_w = weight(i, "ln_w"),
+                                         .norm_b = weight(i, "ln_b"),
+                                         .in_proj = weight(i, "in_proj"),
+                                         .out_proj = weight(i, "out_proj"),
+                                         .forward = branch(i, "") };
         if (both) s->layer[i].backward = branch(i, "b_");
     }
     kvf_mamba_params_init(&s->p);
@@ -119,7 +137,8 @@ static float *run_stack(kvf_mamba *m, const npy *x, int64_t chunk)
     kvf_error err;
     memcpy(out, x->data, (size_t)x->n * 4);
     for (int64_t t = 0; t < n; t += chunk)
-        cr_assert_eq(kvf_mamba_run(m, out + t * d, n - t < chunk ? n - t : chunk, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(kvf_mamba_run(m, out + t * d, n - t < chunk ? n - t : chunk, &err), KVF_OK, "%s",
+                     err.msg);
     return out;
 }
 
@@ -189,7 +208,8 @@ Test(merge_mamba, the_state_carries_over_chunks)
     kvf_ctx_close(ctx);
 }
 
-/* 128 tokens pass the 64 that are walked at a time, 32 do not; the backward scan starts at the end of either. */
+/* 128 tokens pass the 64 that are walked at a time, 32 do not; the backward scan starts at the end of either.
+ */
 Test(merge_mamba, both_directions_do_not_depend_on_what_was_before)
 {
     npy x = npy_must("mamba/block", "x"), want = npy_must("mamba/block", "storm_bidir_out");
@@ -213,14 +233,16 @@ Test(merge_mamba, both_directions_do_not_depend_on_what_was_before)
 /* STORM compresses after its layers: the same planners, over 8 frames of 4 x 4 tokens. */
 Test(merge_mamba, pooling_and_sampling_after_the_layers)
 {
-    const char *specs[] = { "pool_time:k=4", "sample_time:s=2", "pool_space:p=2", "pool_time:k=4+sample_time:s=2" };
+    const char *specs[] = { "pool_time:k=4", "sample_time:s=2", "pool_space:p=2",
+                            "pool_time:k=4+sample_time:s=2" };
     const char *names[] = { "tpool4", "tsample2", "spool2x2", "tpool4_tsample2" };
     kvf_ctx *ctx = ctx_of(NULL, 2);
     for (int both = 0; both < 2; both++)
         for (int i = 0; i < 4; i++) {
             char name[64];
             snprintf(name, sizeof name, "storm_%s_%s", both ? "bidir" : "uni", names[i]);
-            npy x = npy_must("mamba/block", both ? "storm_bidir_out" : "storm_uni_out"), want = npy_must("mamba/block", name);
+            npy x = npy_must("mamba/block", both ? "storm_bidir_out" : "storm_uni_out"),
+                want = npy_must("mamba/block", name);
             kvf_merge_input in = input_of(f32(&x), KVF_MERGE_F32, 8, 16, 24);
             kvf_merge_plan *p = plan_of(ctx, specs[i], &in);
             cr_assert_eq(info_of(p).n_out * 24, want.n, "%s", name);

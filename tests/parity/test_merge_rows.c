@@ -1,15 +1,16 @@
 /* test_merge_rows.c - kernels of src/merge/rows.h at every level against rows_ref.c.
  *
  * Arrays end exactly where the op may read or write, so ASan sees one element too far; sizes walk over every
- * remainder of the vector widths. Sums of n products in f32 lanes: n / 16 roundings of 6e-8, 1e-5 is ample for
- * n <= 1200 of values up to 1.
+ * remainder of the vector widths. Sums of n products in f32 lanes: n / 16 roundings of 6e-8, 1e-5 is ample
+ * for n <= 1200 of values up to 1.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/merge_rig.h"
 
 #include "merge/rows.h"
 
-static const int64_t sizes[] = { 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65, 127, 128, 130, 255, 511, 1200 };
+static const int64_t sizes[] = { 1,  2,  3,  7,  8,  9,   15,  16,  17,  31,  32,  33,
+                                 47, 48, 63, 64, 65, 127, 128, 130, 255, 511, 1200 };
 
 enum { N_SIZE = sizeof sizes / sizeof *sizes };
 
@@ -18,7 +19,8 @@ static int levels(kvf_rows r[3])
     int n = 0;
     for (int i = 0; i < 3; i++) {
         kvf_cpu_level level;
-        if (kvf_cpu_level_parse(&level, rig_cpus[i], kvf_cpu_detect(), NULL) == KVF_OK) kvf_rows_init(&r[n++], level);
+        if (kvf_cpu_level_parse(&level, rig_cpus[i], kvf_cpu_detect(), NULL) == KVF_OK)
+            kvf_rows_init(&r[n++], level);
     }
     return n;
 }
@@ -85,22 +87,26 @@ Test(merge_rows, conversions_are_bit_for_bit)
     kvf_rows row[3];
     rng r = { 2 };
     int n_level = levels(row);
-    const float edge[] = { 0.0f, -0.0f, 1.0f, 65504.0f, 65519.9f, 65520.0f, 1e30f, -1e30f, 6e-8f, 3e-8f, 2.9e-8f, 1.0009765f,
+    const float edge[] = { 0.0f,           -0.0f,    1.0f,      65504.0f,      65519.9f,        65520.0f,
+                           1e30f,          -1e30f,   6e-8f,     3e-8f,         2.9e-8f,         1.0009765f,
                            1.00048828125f, INFINITY, -INFINITY, 3.3895314e38f, 1.17549435e-38f, 1e-45f };
     for (int type = 0; type < KVF_MERGE_N_TYPE; type++)
         for (int s = 0; s < N_SIZE; s++) {
             int64_t n = sizes[s];
-            float *x = malloc((size_t)n * 4), *back = malloc((size_t)n * 4), *want_back = malloc((size_t)n * 4);
+            float *x = malloc((size_t)n * 4), *back = malloc((size_t)n * 4),
+                  *want_back = malloc((size_t)n * 4);
             size_t bytes = (size_t)n * kvf_merge_type_bytes((kvf_merge_type)type);
             void *want = malloc(bytes), *got = malloc(bytes);
-            for (int64_t i = 0; i < n; i++) x[i] = rnd(&r) % 3 ? rnd_sign(&r) * ldexpf(1, (int)(rnd(&r) % 40) - 24) : edge[rnd(&r) % 18];
+            for (int64_t i = 0; i < n; i++)
+                x[i] = rnd(&r) % 3 ? rnd_sign(&r) * ldexpf(1, (int)(rnd(&r) % 40) - 24) : edge[rnd(&r) % 18];
             row[0].narrow[type](want, x, n);
             row[0].widen[type](want_back, want, n);
             for (int i = 1; i < n_level; i++) {
                 row[i].narrow[type](got, x, n);
                 cr_assert_arr_eq(got, want, bytes, "%s, type %d, n = %lld", row[i].name, type, (long long)n);
                 row[i].widen[type](back, got, n);
-                cr_assert_arr_eq(back, want_back, (size_t)n * 4, "%s, type %d, n = %lld", row[i].name, type, (long long)n);
+                cr_assert_arr_eq(back, want_back, (size_t)n * 4, "%s, type %d, n = %lld", row[i].name, type,
+                                 (long long)n);
             }
             free(x);
             free(back);
@@ -113,7 +119,8 @@ Test(merge_rows, conversions_are_bit_for_bit)
     for (int i = 0; i < 17; i++) nan[i] = i % 2 ? NAN : -NAN;
     for (int i = 0; i < n_level; i++) {
         row[i].narrow[KVF_MERGE_BF16](out, nan, 17);
-        for (int k = 0; k < 17; k++) cr_assert(isnan(kvf_f32_from_bf16(out[k])), "%s loses a NaN", row[i].name);
+        for (int k = 0; k < 17; k++)
+            cr_assert(isnan(kvf_f32_from_bf16(out[k])), "%s loses a NaN", row[i].name);
     }
 }
 
@@ -127,8 +134,10 @@ Test(merge_rows, weighted_sums_agree_with_the_reference)
             for (int64_t n_src = 1; n_src <= 11; n_src++) {
                 int64_t n = sizes[s];
                 const void *src[11];
-                float w[11], *start = some(&r, KVF_MERGE_F32, n), *want = malloc((size_t)n * 4), *got = malloc((size_t)n * 4);
-                for (int64_t k = 0; k < n_src; k++) src[k] = some(&r, (kvf_merge_type)type, n), w[k] = rnd_sign(&r);
+                float w[11], *start = some(&r, KVF_MERGE_F32, n), *want = malloc((size_t)n * 4),
+                             *got = malloc((size_t)n * 4);
+                for (int64_t k = 0; k < n_src; k++)
+                    src[k] = some(&r, (kvf_merge_type)type, n), w[k] = rnd_sign(&r);
                 memcpy(want, start, (size_t)n * 4);
                 row[0].add[type](want, src, w, n_src, n);
                 for (int i = 1; i < n_level; i++) {
@@ -157,7 +166,8 @@ Test(merge_rows, tiles_agree_with_the_reference)
             for (int op = 0; op < 2; op++) {
                 (op ? row[0].dist2 : row[0].dot)(a, b, n, want);
                 (op ? row[i].dist2 : row[i].dot)(a, b, n, got);
-                for (int k = 0; k < 16; k++) near((double)got[k], (double)want[k], 2e-5 * sqrt((double)n), op ? "dist2" : "dot", n);
+                for (int k = 0; k < 16; k++)
+                    near((double)got[k], (double)want[k], 2e-5 * sqrt((double)n), op ? "dist2" : "dot", n);
             }
         for (int k = 0; k < 8; k++) free(x[k]);
     }
@@ -192,7 +202,8 @@ Test(merge_rows, silu_agrees_with_the_reference)
         for (int i = 1; i < n_level; i++) {
             memcpy(got, x, (size_t)n * 4);
             row[i].silu(got, n);
-            for (int64_t k = 0; k < n; k++) near((double)got[k], (double)want[k], 1e-6 + 1e-6 * fabs((double)want[k]), "silu", n);
+            for (int64_t k = 0; k < n; k++)
+                near((double)got[k], (double)want[k], 1e-6 + 1e-6 * fabs((double)want[k]), "silu", n);
         }
         free(x);
         free(want);
@@ -208,7 +219,8 @@ Test(merge_rows, scan_agrees_with_the_reference)
     for (int64_t e = 1; e <= 67; e += e < 18 ? 1 : 16)
         for (int64_t s = 1; s <= 16; s += 5) {
             int64_t n = 9, width = 2 * s + 3;
-            float *u = some(&r, KVF_MERGE_F32, n * e), *dt = some(&r, KVF_MERGE_F32, n * e), *bc = some(&r, KVF_MERGE_F32, n * width);
+            float *u = some(&r, KVF_MERGE_F32, n * e), *dt = some(&r, KVF_MERGE_F32, n * e),
+                  *bc = some(&r, KVF_MERGE_F32, n * width);
             float *a = some(&r, KVF_MERGE_F32, s * e), *d = some(&r, KVF_MERGE_F32, e);
             float *h[3], *y[3];
             for (int64_t k = 0; k < n * e; k++) dt[k] = fabsf(dt[k]);
@@ -216,8 +228,19 @@ Test(merge_rows, scan_agrees_with_the_reference)
             for (int i = 0; i < n_level; i++) {
                 h[i] = calloc((size_t)(s * e), 4);
                 y[i] = calloc((size_t)(n * e), 4);
-                kvf_scan_args args = { .n_tok = n, .n_channel = e, .stride = e, .u = u, .dt = dt, .bc = bc + 3, .bc_stride = width,
-                                       .n_state = s, .a = a, .a_stride = e, .d = d, .h = h[i], .y = y[i] };
+                kvf_scan_args args = { .n_tok = n,
+                                       .n_channel = e,
+                                       .stride = e,
+                                       .u = u,
+                                       .dt = dt,
+                                       .bc = bc + 3,
+                                       .bc_stride = width,
+                                       .n_state = s,
+                                       .a = a,
+                                       .a_stride = e,
+                                       .d = d,
+                                       .h = h[i],
+                                       .y = y[i] };
                 row[i].scan(&args);
                 for (int64_t k = 0; k < n * e; k++) near((double)y[i][k], (double)y[0][k], 1e-5, "y", e);
                 for (int64_t k = 0; k < s * e; k++) near((double)h[i][k], (double)h[0][k], 1e-5, "h", e);

@@ -1,4 +1,5 @@
-/* test_merge_plan.c - plans of every method: counts, order, weights, positions, and what they say of bad input.
+/* test_merge_plan.c - plans of every method: counts, order, weights, positions, and what they say of bad
+ * input.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/merge_rig.h"
@@ -15,12 +16,15 @@ static void check_plan(const kvf_merge_plan *p, const char *what)
         cr_assert(m->kind >= 0 && m->kind < 3 && m->segment >= 0 && m->segment < i.n_segment, "%s", what);
         cr_assert(m->frame >= 0 && m->frame < i.n_frame && m->position < i.n_tok, "%s", what);
         int64_t n = i.row[k + 1] - i.row[k];
-        cr_assert(m->kind == KVF_MERGE_NEWLINE ? n == 0 && m->position == -1 : n >= 1 && m->position >= 0, "%s", what);
+        cr_assert(m->kind == KVF_MERGE_NEWLINE ? n == 0 && m->position == -1 : n >= 1 && m->position >= 0,
+                  "%s", what);
         cr_assert(m->kind != KVF_MERGE_COPIED || (n == 1 && i.weight[i.row[k]] == 1.0f), "%s", what);
         bool center = m->kind == KVF_MERGE_NEWLINE;
         for (int64_t j = i.row[k]; j < i.row[k + 1]; j++) {
-            cr_assert(i.source[j] >= 0 && i.source[j] < i.n_frame * i.n_tok && isfinite(i.weight[j]), "%s", what);
-            cr_assert(j == i.row[k] || i.source[j] > i.source[j - 1], "%s: sources of %lld", what, (long long)k);
+            cr_assert(i.source[j] >= 0 && i.source[j] < i.n_frame * i.n_tok && isfinite(i.weight[j]), "%s",
+                      what);
+            cr_assert(j == i.row[k] || i.source[j] > i.source[j - 1], "%s: sources of %lld", what,
+                      (long long)k);
             center |= i.source[j] == m->frame * i.n_tok + m->position;
             used[i.source[j]] = 1;
         }
@@ -28,7 +32,8 @@ static void check_plan(const kvf_merge_plan *p, const char *what)
         n_kind[m->kind]++;
     }
     for (int64_t s = 0; s < i.n_segment; s++) {
-        cr_assert(i.segment[s].first == next && i.segment[s].last >= next, "%s: segment %lld", what, (long long)s);
+        cr_assert(i.segment[s].first == next && i.segment[s].last >= next, "%s: segment %lld", what,
+                  (long long)s);
         next = i.segment[s].last + 1;
     }
     for (int64_t k = 0; k < i.n_frame * i.n_tok; k++) n_used += used[k];
@@ -38,9 +43,18 @@ static void check_plan(const kvf_merge_plan *p, const char *what)
 }
 
 static const char *const methods[] = {
-    "holitom:tau=0.6,", "holitom:tau=0.6,drift=0.7,", "holitom:budget=segment,", "holitom:order=grid,newline=row,",
-    "holitom:distance=cosine,merge=mean,", "holitom:window=3,newline=end,",
-    "holitom:tau=0.6,context=0.5,", "holitom:context=1,order=grid,newline=row,", "fastvid:", "visionzip:", "evs:", "uniform:",
+    "holitom:tau=0.6,",
+    "holitom:tau=0.6,drift=0.7,",
+    "holitom:budget=segment,",
+    "holitom:order=grid,newline=row,",
+    "holitom:distance=cosine,merge=mean,",
+    "holitom:window=3,newline=end,",
+    "holitom:tau=0.6,context=0.5,",
+    "holitom:context=1,order=grid,newline=row,",
+    "fastvid:",
+    "visionzip:",
+    "evs:",
+    "uniform:",
 };
 
 enum { N_METHOD = sizeof methods / sizeof *methods };
@@ -58,8 +72,10 @@ static bool same_plan(const kvf_merge_plan *a, const kvf_merge_plan *b)
 
 Test(merge_plan, exact_mode_returns_exactly_the_count)
 {
-    static const int64_t shapes[][3] = { { 1, 1, 1 }, { 1, 9, 3 }, { 2, 1, 5 }, { 7, 4, 8 }, { 12, 25, 16 }, { 23, 16, 7 }, { 3, 49, 20 }, { 40, 6, 4 } };
-    static const char *const ratios[] = { "0.000001", "0.01", "0.05", "0.1", "0.15", "0.25", "0.29", "0.5", "0.75", "0.9", "0.999", "1" };
+    static const int64_t shapes[][3] = { { 1, 1, 1 },    { 1, 9, 3 },   { 2, 1, 5 },   { 7, 4, 8 },
+                                         { 12, 25, 16 }, { 23, 16, 7 }, { 3, 49, 20 }, { 40, 6, 4 } };
+    static const char *const ratios[] = { "0.000001", "0.01", "0.05", "0.1", "0.15",  "0.25",
+                                          "0.29",     "0.5",  "0.75", "0.9", "0.999", "1" };
     kvf_ctx *ctx = ctx_of(NULL, 2);
     rng r = { 21 };
     for (int s = 0; s < 8; s++)
@@ -79,8 +95,10 @@ Test(merge_plan, exact_mode_returns_exactly_the_count)
                     in.scores = (m + q) % 2 ? scores : NULL;
                     kvf_merge_plan *p = plan_of(ctx, spec, &in);
                     kvf_merge_plan_info i = info_of(p);
-                    cr_assert_eq(i.n_out - i.n_newline, want, "%s, %lld x %lld x %lld, still %d: %lld tokens, not %lld", spec, (long long)t,
-                                 (long long)n, (long long)d, still, (long long)(i.n_out - i.n_newline), (long long)want);
+                    cr_assert_eq(i.n_out - i.n_newline, want,
+                                 "%s, %lld x %lld x %lld, still %d: %lld tokens, not %lld", spec,
+                                 (long long)t, (long long)n, (long long)d, still,
+                                 (long long)(i.n_out - i.n_newline), (long long)want);
                     cr_assert_eq(i.n_asked, want, "%s", spec);
                     check_plan(p, spec);
                     kvf_merge_plan_free(p);
@@ -97,8 +115,15 @@ Test(merge_plan, merged_tokens_are_means)
     kvf_ctx *ctx = ctx_of(NULL, 1);
     rng r = { 22 };
     float *x = some_video(&r, 20, 16, 8);
-    const char *specs[] = { "holitom:ratio=0.2,tau=0.5,context=0.4", "holitom:mode=official,ratio=0.1,tau=0.5", "holitom:merge=mean,tau=0.5", "fastvid:ratio=0.2",
-                            "visionzip:context=mean,ratio=0.3", "pool_time:k=3", "pool_space:p=3", "pool_time:k=4+pool_space:p=2", "pool_space:p=2+holitom:ratio=0.3" };
+    const char *specs[] = { "holitom:ratio=0.2,tau=0.5,context=0.4",
+                            "holitom:mode=official,ratio=0.1,tau=0.5",
+                            "holitom:merge=mean,tau=0.5",
+                            "fastvid:ratio=0.2",
+                            "visionzip:context=mean,ratio=0.3",
+                            "pool_time:k=3",
+                            "pool_space:p=3",
+                            "pool_time:k=4+pool_space:p=2",
+                            "pool_space:p=2+holitom:ratio=0.3" };
     for (int s = 0; s < 9; s++) {
         kvf_merge_input in = input_of(x, KVF_MERGE_F32, 20, 16, 8);
         kvf_merge_plan *p = plan_of(ctx, specs[s], &in);
@@ -167,7 +192,8 @@ Test(merge_plan, half_floats_are_the_numbers_they_stand_for)
             if (!ctx) continue;
             void *h = narrowed(x, T * N * D, (kvf_merge_type)type, back);
             for (int m = 0; m < N_METHOD; m++) {
-                kvf_merge_input a = input_of(back, KVF_MERGE_F32, T, N, D), b = input_of(h, (kvf_merge_type)type, T, N, D);
+                kvf_merge_input a = input_of(back, KVF_MERGE_F32, T, N, D),
+                                b = input_of(h, (kvf_merge_type)type, T, N, D);
                 char spec[128];
                 snprintf(spec, sizeof spec, "%sratio=0.2", methods[m]);
                 a.scores = b.scores = scores;
@@ -176,7 +202,8 @@ Test(merge_plan, half_floats_are_the_numbers_they_stand_for)
                 float newline[D] = { 0 };
                 uint16_t newline_h[D] = { 0 };
                 float *u = apply_of(p, &a.features, newline), *v = apply_of(q, &b.features, newline_h);
-                for (int64_t i = 0; i < info_of(p).n_out * D; i++) cr_assert(fabsf(u[i] - v[i]) < 1e-5f, "%s", spec);
+                for (int64_t i = 0; i < info_of(p).n_out * D; i++)
+                    cr_assert(fabsf(u[i] - v[i]) < 1e-5f, "%s", spec);
                 free(u);
                 free(v);
                 kvf_merge_plan_free(p);
@@ -207,7 +234,8 @@ Test(merge_plan, instruction_sets_agree)
             kvf_merge_plan *p = plan_of(ctx, spec, &in);
             cr_assert_str_eq(info_of(p).cpu, rig_cpus[c]);
             float *got = apply_of(p, &in.features, newline);
-            for (int64_t i = 0; i < info_of(p).n_out * 100 && want; i++) cr_assert(fabsf(got[i] - want[i]) < 1e-5f, "%s on %s", spec, rig_cpus[c]);
+            for (int64_t i = 0; i < info_of(p).n_out * 100 && want; i++)
+                cr_assert(fabsf(got[i] - want[i]) < 1e-5f, "%s on %s", spec, rig_cpus[c]);
             if (want)
                 free(got);
             else
@@ -256,7 +284,8 @@ Test(merge_plan, apply_is_the_weighted_sum)
         for (int64_t k = 0; k < i.n_out; k++)
             for (int64_t d = 0; d < OUT; d++) {
                 double want = d < D && i.meta[k].kind == KVF_MERGE_NEWLINE ? (double)newline[d] : 0;
-                for (int64_t j = i.row[k]; j < i.row[k + 1] && d < D; j++) want += (double)i.weight[j] * (double)x[i.source[j] * D + d];
+                for (int64_t j = i.row[k]; j < i.row[k + 1] && d < D; j++)
+                    want += (double)i.weight[j] * (double)x[i.source[j] * D + d];
                 const char *at = dst + (k * OUT + d) * (type ? 2 : 4);
                 if (d >= D) { /* between rows nothing is written */
                     cr_assert_eq(*at, 0x5a);
@@ -266,9 +295,11 @@ Test(merge_plan, apply_is_the_weighted_sum)
                 uint16_t h;
                 memcpy(&f, at, 4);
                 memcpy(&h, at, 2);
-                double got = type == 0 ? (double)f : (double)(type == 1 ? kvf_f32_from_f16(h) : kvf_f32_from_bf16(h));
+                double got =
+                    type == 0 ? (double)f : (double)(type == 1 ? kvf_f32_from_f16(h) : kvf_f32_from_bf16(h));
                 double tolerance = type == 0 ? 1e-6 : type == 1 ? 1e-3 : 8e-3;
-                cr_assert(fabs(got - want) <= tolerance * fmax(1, fabs(want)), "type %d, token %lld", type, (long long)k);
+                cr_assert(fabs(got - want) <= tolerance * fmax(1, fabs(want)), "type %d, token %lld", type,
+                          (long long)k);
             }
         free(dst);
     }
@@ -321,8 +352,10 @@ Test(merge_plan, grid_order_is_raster_order)
     int64_t last = -1;
     for (int64_t k = 0; k < i.n_out; k++) {
         if (i.meta[k].kind == KVF_MERGE_NEWLINE) {
-            cr_assert(k > 0 && i.meta[k - 1].kind != KVF_MERGE_NEWLINE && i.meta[k].frame == i.meta[k - 1].frame);
-            bool ends = k + 1 == i.n_out || i.meta[k + 1].frame > i.meta[k].frame || i.meta[k + 1].position / 5 > i.meta[k - 1].position / 5;
+            cr_assert(k > 0 && i.meta[k - 1].kind != KVF_MERGE_NEWLINE &&
+                      i.meta[k].frame == i.meta[k - 1].frame);
+            bool ends = k + 1 == i.n_out || i.meta[k + 1].frame > i.meta[k].frame ||
+                        i.meta[k + 1].position / 5 > i.meta[k - 1].position / 5;
             cr_assert(ends, "a newline within a row");
             continue;
         }
@@ -372,7 +405,8 @@ Test(merge_plan, positions_keep_or_count)
     q.planes = 1;
     cr_assert_eq(kvf_merge_plan_positions(p, &q, NULL), KVF_OK);
     for (int64_t k = 0; k < i.n_out; k++)
-        if (i.meta[k].position >= 0) cr_assert_eq(out[k], 7 + (100 + i.meta[k].frame) * N + i.meta[k].position);
+        if (i.meta[k].position >= 0)
+            cr_assert_eq(out[k], 7 + (100 + i.meta[k].frame) * N + i.meta[k].position);
     q.first_frame = INT64_MAX / 2;
     cr_assert_eq(kvf_merge_plan_positions(p, &q, NULL), KVF_ERR_ARG);
     q.first_frame = 0;
@@ -386,8 +420,8 @@ Test(merge_plan, positions_keep_or_count)
 
 /* ---- Methods --------------------------------------------------------------------------------------- */
 
-/* Slowly turning tokens: neighbours alike, ends not. Unbounded, all is one segment; bounded, none spans more than its
- * tokens allow. */
+/* Slowly turning tokens: neighbours alike, ends not. Unbounded, all is one segment; bounded, none spans more
+ * than its tokens allow. */
 Test(merge_plan, drift_is_bounded_on_request)
 {
     enum { T = 32, N = 9, D = 16 };
@@ -400,7 +434,8 @@ Test(merge_plan, drift_is_bounded_on_request)
         }
     kvf_ctx *ctx = ctx_of(NULL, 1);
     kvf_merge_input in = input_of(x, KVF_MERGE_F32, T, N, D);
-    kvf_merge_plan *p = plan_of(ctx, "holitom:tau=0.9,ratio=0.2", &in), *q = plan_of(ctx, "holitom:tau=0.9,drift=0.8,ratio=0.2", &in);
+    kvf_merge_plan *p = plan_of(ctx, "holitom:tau=0.9,ratio=0.2", &in),
+                   *q = plan_of(ctx, "holitom:tau=0.9,drift=0.8,ratio=0.2", &in);
     cr_assert_eq(info_of(p).n_segment, 1);
     kvf_merge_plan_info i = info_of(q);
     cr_assert_gt(i.n_segment, 10); /* cos 0.6 = 0.83, cos 0.9 = 0.62: three frames each */
@@ -428,7 +463,8 @@ Test(merge_plan, quality_of_all_tokens_is_perfect)
     cr_assert_eq(kvf_merge_plan_quality(p, &in.features, &a, NULL), KVF_OK);
     cr_assert_eq(kvf_merge_plan_quality(q, &in.features, &b, NULL), KVF_OK);
     cr_assert(a.nearest_mean < 1e-6 && a.nearest_p95 < 1e-6 && a.owner_share == 1 && a.squared_error < 1e-6);
-    cr_assert(b.nearest_mean > 0.05 && b.nearest_p95 > b.nearest_mean && fabs(b.owner_share - 0.1) < 1e-12 && b.squared_error > 0.05);
+    cr_assert(b.nearest_mean > 0.05 && b.nearest_p95 > b.nearest_mean && fabs(b.owner_share - 0.1) < 1e-12 &&
+              b.squared_error > 0.05);
     kvf_merge_plan_free(p);
     kvf_merge_plan_free(q);
     free(x);
@@ -505,9 +541,22 @@ Test(merge_plan, wrong_specs_say_what_is_wrong)
     cr_assert(strstr(err.msg, "holitom") && strstr(err.msg, "pool_space"));
     cr_assert_eq(try_spec(ctx, "", &err), KVF_ERR_NOT_FOUND);
     cr_assert_eq(try_spec(ctx, NULL, &err), KVF_ERR_ARG);
-    const char *bad[] = { "holitom:ratio=0", "holitom:ratio=-0.1", "holitom:ratio=1.5", "holitom:ratio=nan", "holitom:tau=2", "holitom:knn=0",
-                          "holitom:knn=65", "holitom:mode=official,context=0.5", "holitom:mode=fast", "holitom:newline=row", "holitom:ratio", "holitom:ratio=0.1,", "pool_time:k=0",
-                          "evs:q=0.5", "holitom:ratio=0.1+evs:ratio=0.5", "evs+uniform",
+    const char *bad[] = { "holitom:ratio=0",
+                          "holitom:ratio=-0.1",
+                          "holitom:ratio=1.5",
+                          "holitom:ratio=nan",
+                          "holitom:tau=2",
+                          "holitom:knn=0",
+                          "holitom:knn=65",
+                          "holitom:mode=official,context=0.5",
+                          "holitom:mode=fast",
+                          "holitom:newline=row",
+                          "holitom:ratio",
+                          "holitom:ratio=0.1,",
+                          "pool_time:k=0",
+                          "evs:q=0.5",
+                          "holitom:ratio=0.1+evs:ratio=0.5",
+                          "evs+uniform",
                           "pool_time+pool_time+pool_time+pool_time+pool_time" };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         err.msg[0] = 0;
@@ -532,7 +581,8 @@ Test(merge_plan, listings_and_specs_agree)
         int64_t k = 0;
         for (; kvf_merge_option(n, k, &o) == KVF_OK; k++) {
             cr_assert(strstr(kvf_merge_spec(a), o.name) && strlen(o.help) > 5);
-            cr_assert(o.words ? strchr(o.words, '|') != NULL : o.min <= o.def && o.def <= o.max, "%s %s", m.name, o.name);
+            cr_assert(o.words ? strchr(o.words, '|') != NULL : o.min <= o.def && o.def <= o.max, "%s %s",
+                      m.name, o.name);
         }
         cr_assert_gt(k, 0);
         cr_assert_eq(kvf_merge_option(n, k + 5, &o), KVF_ERR_NOT_FOUND);
@@ -579,8 +629,10 @@ Test(merge_plan, what_is_not_finite_is_found)
                     kvf_merge_input in = input_of(type ? h : (void *)y, (kvf_merge_type)type, T, N, D);
                     cr_assert_eq(try_input(ctx, specs[s], &in, &err), KVF_ERR_ARG, "%s", specs[s]);
                     char place[64];
-                    snprintf(place, sizeof place, "frame %d, token %d, element %d", at[k] / (N * D), at[k] / D % N, at[k] % D);
-                    cr_assert(strstr(err.msg, place) && strstr(err.msg, b ? "infinite" : "NaN"), "%s", err.msg);
+                    snprintf(place, sizeof place, "frame %d, token %d, element %d", at[k] / (N * D),
+                             at[k] / D % N, at[k] % D);
+                    cr_assert(strstr(err.msg, place) && strstr(err.msg, b ? "infinite" : "NaN"), "%s",
+                              err.msg);
                     free(h);
                     free(y);
                     free(back);
@@ -772,8 +824,17 @@ Test(merge_plan, inner_merge_and_pooling_take_half_floats)
         kvf_error err;
         kvf_merge_inner a;
         kvf_merge_inner_init(&a);
-        a = (kvf_merge_inner){ .size = a.size, .hidden = back, .n_row = L, .dim = D, .first = 4, .n = 24, .attention = attn, .n_head = 1,
-                               .drop = 0.5, .out = want, .keep = keep };
+        a = (kvf_merge_inner){ .size = a.size,
+                               .hidden = back,
+                               .n_row = L,
+                               .dim = D,
+                               .first = 4,
+                               .n = 24,
+                               .attention = attn,
+                               .n_head = 1,
+                               .drop = 0.5,
+                               .out = want,
+                               .keep = keep };
         cr_assert_eq(kvf_merge_inner_run(ctx, &a, &err), KVF_OK);
         a.hidden = h;
         a.type = (kvf_merge_type)type;

@@ -1,5 +1,5 @@
-/* test_merge_segment.c - the segmentation against every partition there is, what is settled against all that may
- * come, and the choice of the k largest.
+/* test_merge_segment.c - the segmentation against every partition there is, what is settled against all that
+ * may come, and the choice of the k largest.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/merge_rig.h"
@@ -39,12 +39,14 @@ static int64_t brute(const float *sim, int64_t t, int64_t n, int64_t window, flo
 static void feed(kvf_segmenter *s, const float *sim, int64_t t, int64_t n, int64_t window, double tau)
 {
     cr_assert_eq(kvf_segmenter_init(s, &kvf_mem_default, n, window, tau, NULL), KVF_OK);
-    for (int64_t i = 0; i < t; i++) cr_assert_eq(kvf_segmenter_add(s, i ? sim + (i - 1) * n : NULL, NULL), KVF_OK);
+    for (int64_t i = 0; i < t; i++)
+        cr_assert_eq(kvf_segmenter_add(s, i ? sim + (i - 1) * n : NULL, NULL), KVF_OK);
 }
 
 static void some_sims(rng *r, float *sim, int64_t n, int64_t kind)
 {
-    for (int64_t i = 0; i < n; i++) sim[i] = kind == 0 ? rnd_sign(r) : (float)(rnd(r) % 10) / 10.0f; /* ties at tau */
+    for (int64_t i = 0; i < n; i++)
+        sim[i] = kind == 0 ? rnd_sign(r) : (float)(rnd(r) % 10) / 10.0f; /* ties at tau */
 }
 
 Test(merge_segment, gain_is_that_of_the_best_partition)
@@ -81,7 +83,8 @@ Test(merge_segment, what_is_settled_stays)
     int64_t n_early = 0;
     for (int round = 0; round < 300; round++) {
         int64_t window = 1 + rnd(&r) % 20;
-        for (int64_t i = 0; i < T * N; i++) sim[i] = rnd(&r) % 100 < (uint32_t)(50 + round % 45) ? 1.0f : 0.0f;
+        for (int64_t i = 0; i < T * N; i++)
+            sim[i] = rnd(&r) % 100 < (uint32_t)(50 + round % 45) ? 1.0f : 0.0f;
         kvf_segmenter all, s;
         int32_t want[2 * T], got[2 * T], part[2 * T];
         feed(&all, sim, T, N, window, 0.5);
@@ -120,7 +123,8 @@ Test(merge_segment, the_k_largest_are_picked_first_of_equals_first)
         double v[40];
         uint8_t picked[40];
         for (int64_t i = 0; i < n; i++) {
-            v[i] = round % 3 == 0 ? (double)(rnd(&r) % 4) - 2 : (double)rnd_sign(&r) * pow(10, (double)(rnd(&r) % 600) - 300);
+            v[i] = round % 3 == 0 ? (double)(rnd(&r) % 4) - 2
+                                  : (double)rnd_sign(&r) * pow(10, (double)(rnd(&r) % 600) - 300);
             if (round % 7 == 0 && v[i] == 0) v[i] = -0.0;
             key[i] = kvf_order_key(v[i]);
         }

@@ -1,12 +1,13 @@
-/* test_merge_stream.c - plans handed out frame by frame against the plan of the whole video, memory that stays
- * bounded, and errors that leave the stream as it was.
+/* test_merge_stream.c - plans handed out frame by frame against the plan of the whole video, memory that
+ * stays bounded, and errors that leave the stream as it was.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/merge_rig.h"
 
 /* All tokens of a stream, put together as one plan would hold them. */
 typedef struct whole {
-    int64_t n_out, n_source, n_segment, n_frame, n_plan, n_forced, first_out; /* first_out: frames pushed before the first plan */
+    int64_t n_out, n_source, n_segment, n_frame, n_plan, n_forced,
+        first_out; /* first_out: frames pushed before the first plan */
     int64_t row[20000];
     int32_t source[200000];
     float weight[200000];
@@ -40,7 +41,8 @@ static void append(whole *w, const kvf_merge_plan *p, const kvf_merge_view *view
     w->n_plan++;
 }
 
-static whole *stream_all(kvf_ctx *ctx, const char *spec, const kvf_merge_input *in, int64_t hold, const float *newline)
+static whole *stream_all(kvf_ctx *ctx, const char *spec, const kvf_merge_input *in, int64_t hold,
+                         const float *newline)
 {
     whole *w = calloc(1, sizeof *w);
     kvf_merge *m = merge_of(ctx, spec);
@@ -56,10 +58,11 @@ static whole *stream_all(kvf_ctx *ctx, const char *spec, const kvf_merge_input *
     cr_assert_eq(kvf_merge_stream_open(&s, m, &p, &err), KVF_OK, "%s: %s", spec, err.msg);
     size_t frame_bytes = (size_t)(p.n_tok * p.dim) * kvf_merge_type_bytes(p.type);
     for (int64_t t = 0; t <= in->features.n_frame; t++) {
-        kvf_status rc = t < in->features.n_frame
-                            ? kvf_merge_stream_push(s, (const char *)in->features.data + (size_t)t * frame_bytes,
-                                                    in->scores ? in->scores + t * p.n_tok : NULL, &err)
-                            : kvf_merge_stream_finish(s, &err);
+        kvf_status rc =
+            t < in->features.n_frame
+                ? kvf_merge_stream_push(s, (const char *)in->features.data + (size_t)t * frame_bytes,
+                                        in->scores ? in->scores + t * p.n_tok : NULL, &err)
+                : kvf_merge_stream_finish(s, &err);
         cr_assert_eq(rc, KVF_OK, "%s", rc < 0 ? err.msg : "");
         kvf_merge_plan *plan;
         kvf_merge_view view;
@@ -75,11 +78,13 @@ static whole *stream_all(kvf_ctx *ctx, const char *spec, const kvf_merge_input *
     return w;
 }
 
-static void expect_same(kvf_ctx *ctx, const char *spec, const kvf_merge_input *in, const whole *w, const float *newline)
+static void expect_same(kvf_ctx *ctx, const char *spec, const kvf_merge_input *in, const whole *w,
+                        const float *newline)
 {
     kvf_merge_plan *p = plan_of(ctx, spec, in);
     kvf_merge_plan_info i = info_of(p);
-    cr_assert_eq(w->n_out, i.n_out, "%s: %lld tokens, not %lld", spec, (long long)w->n_out, (long long)i.n_out);
+    cr_assert_eq(w->n_out, i.n_out, "%s: %lld tokens, not %lld", spec, (long long)w->n_out,
+                 (long long)i.n_out);
     cr_assert_eq(w->n_segment, i.n_segment, "%s", spec);
     cr_assert_eq(w->n_frame, i.n_frame);
     cr_assert_arr_eq(w->meta, i.meta, (size_t)i.n_out * sizeof *i.meta, "%s", spec);
@@ -102,10 +107,16 @@ Test(merge_stream, a_stream_gives_the_plan_of_the_whole)
 {
     enum { T = 70, N = 9, D = 12 };
     const char *specs[] = {
-        "holitom:budget=segment,ratio=0.2,tau=0.6", "holitom:budget=segment,ratio=0.2,tau=0.6,mode=official", "holitom:budget=segment,ratio=0.9,tau=0.3",
-        "holitom:budget=segment,ratio=0.15,tau=0.6,order=grid,newline=row", "holitom:budget=segment,ratio=0.15,tau=0.6,newline=end",
-        "holitom:budget=segment,ratio=0.004,tau=0.6", "holitom:budget=segment,ratio=0.2,tau=0.6,window=4", "holitom:budget=segment,ratio=0.2,window=1",
-        "holitom:budget=segment,ratio=0.2,tau=0.4,drift=0.6", "holitom:budget=segment,ratio=0.2,tau=0.6,noscore=segment",
+        "holitom:budget=segment,ratio=0.2,tau=0.6",
+        "holitom:budget=segment,ratio=0.2,tau=0.6,mode=official",
+        "holitom:budget=segment,ratio=0.9,tau=0.3",
+        "holitom:budget=segment,ratio=0.15,tau=0.6,order=grid,newline=row",
+        "holitom:budget=segment,ratio=0.15,tau=0.6,newline=end",
+        "holitom:budget=segment,ratio=0.004,tau=0.6",
+        "holitom:budget=segment,ratio=0.2,tau=0.6,window=4",
+        "holitom:budget=segment,ratio=0.2,window=1",
+        "holitom:budget=segment,ratio=0.2,tau=0.4,drift=0.6",
+        "holitom:budget=segment,ratio=0.2,tau=0.6,noscore=segment",
     };
     kvf_ctx *ctx = ctx_of(NULL, 2);
     rng r = { 41 };
@@ -118,7 +129,8 @@ Test(merge_stream, a_stream_gives_the_plan_of_the_whole)
             whole *w = stream_all(ctx, specs[k], &in, 64, newline);
             cr_assert_eq(w->n_forced, 0);
             expect_same(ctx, specs[k], &in, w, newline);
-            if (round == 0) cr_assert(w->n_plan > 3 && w->first_out < T / 2, "%s: nothing came early", specs[k]);
+            if (round == 0)
+                cr_assert(w->n_plan > 3 && w->first_out < T / 2, "%s: nothing came early", specs[k]);
             drop(w);
         }
         free(x);
@@ -130,7 +142,8 @@ Test(merge_stream, a_stream_gives_the_plan_of_the_whole)
 Test(merge_stream, pooling_and_sampling_stream)
 {
     enum { T = 23, N = 16, D = 5 };
-    const char *specs[] = { "pool_time:k=4", "pool_space:p=2", "sample_time:s=3", "pool_time:k=2+sample_time:s=2", "visionzip:mode=official,ratio=0.3" };
+    const char *specs[] = { "pool_time:k=4", "pool_space:p=2", "sample_time:s=3",
+                            "pool_time:k=2+sample_time:s=2", "visionzip:mode=official,ratio=0.3" };
     kvf_ctx *ctx = ctx_of(NULL, 1);
     rng r = { 42 };
     float *x = some_video(&r, T, N, D);
@@ -185,8 +198,8 @@ static void meter_release(void *user, void *ptr)
     free(p);
 }
 
-/* Nothing ever moves: no cut, no end in sight. The window forces one every `hold` frames, memory stays that of
- * 2 * hold frames, and the counts are exact all the same. */
+/* Nothing ever moves: no cut, no end in sight. The window forces one every `hold` frames, memory stays that
+ * of 2 * hold frames, and the counts are exact all the same. */
 Test(merge_stream, a_still_video_stays_within_hold)
 {
     enum { N = 16, D = 32, HOLD = 8, T = 2000 };
@@ -215,7 +228,8 @@ Test(merge_stream, a_still_video_stays_within_hold)
     int64_t n_frame = 0, n_out = 0, n_forced = 0;
     for (int t = 0; t <= T; t++) {
         frame[t % (N * D)] += 0.01f;
-        cr_assert_eq(t < T ? kvf_merge_stream_push(s, frame, NULL, &err) : kvf_merge_stream_finish(s, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(t < T ? kvf_merge_stream_push(s, frame, NULL, &err) : kvf_merge_stream_finish(s, &err),
+                     KVF_OK, "%s", err.msg);
         kvf_merge_plan *plan;
         kvf_merge_view view;
         while (kvf_merge_stream_next(s, &plan, &view, &err) == KVF_OK) {
@@ -231,7 +245,8 @@ Test(merge_stream, a_still_video_stays_within_hold)
     cr_assert_eq(n_out, T * N / 10);
     cr_assert_geq(n_forced, T / HOLD - 2);
     size_t frames = 2 * HOLD * N * D * 4;
-    cr_assert_lt(m.most - idle, frames + frames / 2 + 65536, "%zu bytes at most, %zu of frames", m.most - idle, frames);
+    cr_assert_lt(m.most - idle, frames + frames / 2 + 65536, "%zu bytes at most, %zu of frames",
+                 m.most - idle, frames);
     kvf_merge_stream_close(s);
     kvf_merge_close(method);
     kvf_ctx_close(ctx);
@@ -264,7 +279,9 @@ Test(merge_stream, errors_leave_the_stream_as_it_was)
         cr_assert_eq(kvf_merge_stream_push(s, bad, NULL, &err), KVF_ERR_ARG);
         if (t > 0) cr_assert_eq(kvf_merge_stream_push(s, x, scores, &err), KVF_ERR_ARG);
         cr_assert_eq(kvf_merge_stream_push(s, NULL, NULL, &err), KVF_ERR_ARG);
-        cr_assert_eq(t < T ? kvf_merge_stream_push(s, x + t * N * D, NULL, &err) : kvf_merge_stream_finish(s, &err), KVF_OK);
+        cr_assert_eq(t < T ? kvf_merge_stream_push(s, x + t * N * D, NULL, &err)
+                           : kvf_merge_stream_finish(s, &err),
+                     KVF_OK);
         kvf_merge_plan *plan;
         kvf_merge_view view;
         while (kvf_merge_stream_next(s, &plan, &view, &err) == KVF_OK) {
