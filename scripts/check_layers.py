@@ -34,13 +34,13 @@ LAYERS = [
     ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "policy/", "memory/store.h", "memory/faiss_index.h"]),
     ("src/vision/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "backend/cpu/simd_", "model/gguf.h"]),
     ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "merge/", "policy/", "model/", "vision/", "memory/store.h"]),
-    ("cuda/", 2, LIBC_ONLY + ["base/", "backend/backend.h"]),
+    ("cuda/", 2, LIBC_ONLY + ["base/", "backend/backend.h", "backend/backend_load.h"]),
     ("memory/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "kv/tier.h", "kv/index.h", "memory/"]),
     ("tools/", 6, LIBC_ONLY),
     ("examples/", 6, LIBC_ONLY),
     ("plugins/", 6, LIBC_ONLY),
-    ("bench/", 6, LIBC_ONLY + ["base/", "backend/", "merge/", "memory/faiss_c.h"]),
-    ("tests/", 7, ["kvfold/", "base/", "backend/", "kv/", "policy/", "merge/", "model/", "vision/", "api/", "memory/", "tests/", "tools/"]),
+    ("bench/", 6, LIBC_ONLY + ["base/", "backend/", "cuda/", "merge/", "memory/faiss_c.h"]),
+    ("tests/", 7, ["kvfold/", "base/", "backend/", "cuda/", "kv/", "policy/", "merge/", "model/", "vision/", "api/", "memory/", "tests/", "tools/"]),
 ]
 
 BANNED = {

@@ -25,7 +25,7 @@ typedef struct inspect_options {
 
 static const arg_row inspect_rows[] = {
     FLAG(json, "--json", 'j', "print a JSON object"),
-    FLAG(devices, "--devices", 0, "show the processor, its instruction sets and the threads used"),
+    FLAG(devices, "--devices", 0, "show the processor, its instruction sets and the threads used, and what cuda finds"),
     FLAG(policies, "--policies", 0, "list the compression policies"),
     FLAG(models, "--models", 0, "list the known models"),
     FLAG(verify, "--verify", 0, "of a store: read and check all of it; exit code 2 if it is damaged"),
@@ -239,15 +239,21 @@ static int print_devices(const inspect_options *o, const engine_options *eo)
         kvf_ctx_close(ctx);
     }
     int code = EXIT_OK;
+    char cuda[512] = "";
+    int32_t n_cuda = kvf_devices("cuda", cuda, sizeof cuda);
     if (o->json) {
         cJSON *root = cJSON_CreateObject();
-        cJSON *d = json_object(json_array(root, "devices"), NULL);
+        cJSON *list = json_array(root, "devices"), *d = json_object(list, NULL);
         json_text(d, "backend", "cpu", (size_t)-1);
         json_text(d, "name", buffer_text(&model), model.n);
         json_text(d, "cpu", best, (size_t)-1);
         json_text(d, "levels", buffer_text(&usable), usable.n);
         json_text(d, "features", buffer_text(&feature), feature.n);
         json_int(d, "threads", threads);
+        d = json_object(list, NULL);
+        json_text(d, "backend", "cuda", (size_t)-1);
+        json_int(d, "n", n_cuda);
+        json_text(d, "name", cuda, (size_t)-1);
         if (!json_print(root)) code = EXIT_FAILED;
     } else {
         print_field("backend", "cpu");
@@ -256,6 +262,7 @@ static int print_devices(const inspect_options *o, const engine_options *eo)
         print_field("levels", buffer_text(&usable));
         print_field("features", buffer_text(&feature));
         printf("%-16s%d\n", "threads", threads);
+        print_field("cuda", cuda);
     }
     buffer_free(&model);
     buffer_free(&flags);

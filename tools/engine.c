@@ -27,6 +27,8 @@ const arg_row engine_model_rows[] = {
         "path of a GGUF file, or the name of a known model; the known ones are fetched when you agree"),
     ROW(engine_options, threads, "--threads", 't', "N", ARG_INT, NULL, 0, 1024,
         "threads; 0: one per usable core (default)"),
+    CHOICE(engine_options, device, "--device", 0, "NAME", "cpu", "cpu|cuda|auto",
+           "cpu; cuda; auto: cuda if there is one (kvfold inspect --devices)"),
     CHOICE(engine_options, cpu, "--cpu", 0, "LEVEL", NULL, "auto|ref|avx2|avx512|amx",
            "highest instruction set to use: auto, ref, avx2, avx512, amx (default: $KVFOLD_CPU, or auto)"),
     CHOICE(engine_options, precision, "--precision", 0, "KIND", "auto", "auto|f32",
@@ -92,6 +94,7 @@ kvf_status engine_open(engine *e, const engine_options *o, kvf_error *err)
     kvf_ctx_params p;
     kvf_ctx_params_init(&p);
     p.n_threads = (int32_t)o->threads;
+    p.device = o->device;
     p.cpu = o->cpu ? o->cpu : getenv("KVFOLD_CPU");
     if (p.cpu && !*p.cpu) p.cpu = NULL;
     p.precision = strcmp(o->precision, "f32") == 0 ? KVF_PRECISION_F32 : KVF_PRECISION_AUTO;

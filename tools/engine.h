@@ -14,7 +14,7 @@
 #include "progress.h"
 
 typedef struct engine_options {
-    const char *model, *cpu, *precision, *policy;
+    const char *model, *device, *cpu, *precision, *policy;
     int64_t threads, batch, ctx, memory;
     bool yes, quiet, verbose;
     bool passages; /* note where attention goes; set by commands that cite */

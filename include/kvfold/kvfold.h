@@ -116,11 +116,17 @@ typedef struct kvf_ctx_params {
     /* Log sink; NULL: silence. text is one line without newline. Called from any thread. */
     void (*log)(void *user, kvf_log_level level, const char *text);
     void *user; /* handed to the three callbacks */
-    uint64_t reserved[8];
+    const char *device; /* NULL or "cpu"; "cuda": libkvfold_cuda.so beside this library, or KVF_ERR_UNSUPPORTED with the
+                           reason; "auto": cuda if there is one, else cpu, and the log says which. Copied. Stores and
+                           vision towers need "cpu" so far. */
+    uint64_t reserved[7];
 } kvf_ctx_params;
 
 /* Set every field to its default. */
 KVF_API void kvf_ctx_params_init(kvf_ctx_params *p);
+
+/* One line at out (cut to cap): the devices of a kind ("cuda"), or why there are none. Returns their number. */
+KVF_API int32_t kvf_devices(const char *kind, char *out, size_t cap);
 
 /* Start a context: detect the processor, start n_threads - 1 threads. params may be NULL.
  * Errors: ARG (n_threads, cpu name), UNSUPPORTED (cpu), NOMEM. */

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "backend/backend_load.h"
 #include "backend/cpu/cpu_backend.h"
 
 #define STR2(x) #x
@@ -31,6 +32,30 @@ void kvf_ctx_params_init(kvf_ctx_params *p)
     p->size = sizeof *p;
 }
 
+/* The device asked for. *out stays NULL if it is the CPU. */
+static kvf_status open_device(kvf_backend **out, const kvf_ctx *ctx, const kvf_ctx_params *p, kvf_error *err)
+{
+    *out = NULL;
+    if (!p->device || strcmp(p->device, "cpu") == 0) return KVF_OK;
+    bool any = strcmp(p->device, "auto") == 0;
+    const kvf_backend_module *m = NULL;
+    kvf_error why = { 0 };
+    kvf_device_params dp = { .f32 = p->precision == KVF_PRECISION_F32, .mem = &ctx->mem, .log = &ctx->log };
+    kvf_status rc = kvf_backend_load(&m, any ? "cuda" : p->device, NULL, &why);
+    if (rc >= 0) rc = m->open(out, &dp, &why);
+    if (rc >= 0) return KVF_OK;
+    *out = NULL;
+    if (!any) return kvf_fail(err, rc, "%s", why.msg);
+    kvf_log_write(&ctx->log, KVF_LOG_INFO, "computing on the CPU: %s", why.msg);
+    return KVF_OK;
+}
+
+int32_t kvf_devices(const char *kind, char *out, size_t cap)
+{
+    if (!kind || !out || cap == 0) return 0;
+    return kvf_backend_probe(kind, NULL, out, cap);
+}
+
 static kvf_status open_parts(kvf_ctx *ctx, const kvf_ctx_params *p, kvf_error *err)
 {
     unsigned flags = kvf_cpu_detect();
@@ -38,6 +63,8 @@ static kvf_status open_parts(kvf_ctx *ctx, const kvf_ctx_params *p, kvf_error *e
     /* Attention on AMX rounds probabilities to bf16: exact mode runs on the level below. */
     if (p->precision == KVF_PRECISION_F32 && ctx->level == KVF_CPU_LEVEL_AMX) ctx->level = KVF_CPU_LEVEL_AVX512;
     KVF_TRY(kvf_threads_open(&ctx->threads, p->n_threads > 0 ? p->n_threads : kvf_cpu_count(), &ctx->mem, err));
+    KVF_TRY(open_device(&ctx->backend, ctx, p, err));
+    if (ctx->backend) return KVF_OK;
     kvf_cpu_backend_params bp = { .level = ctx->level, .flags = flags, .f32 = p->precision == KVF_PRECISION_F32,
                                   .threads = ctx->threads, .mem = &ctx->mem, .log = &ctx->log };
     return kvf_cpu_backend_open(&ctx->backend, &bp, err);

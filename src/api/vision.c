@@ -36,6 +36,9 @@ kvf_status kvf_vision_open(kvf_vision **out, kvf_ctx *ctx, const char *path, con
         memcpy(&p, params, params->size);
     }
     KVF_TRY(check_params(&p, err));
+    if (strcmp(ctx->backend->ops->name, "cpu") != 0)
+        return kvf_fail(err, KVF_ERR_UNSUPPORTED, "vision towers run on the CPU so far, and this context computes on %s; open "
+                                                  "another one with device cpu for the tower", ctx->backend->ops->name);
     kvf_vision_env env = { .backend = ctx->backend, .threads = ctx->threads, .mem = &ctx->mem, .level = ctx->level };
     return kvf_vision_load(out, &env, path, &p, err);
 }

@@ -14,6 +14,9 @@
 kvf_status kvf_timeline_shape(const kvf_session *s, kvf_store_shape *out, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
+    if (strcmp(s->m->backend->ops->name, "cpu") != 0)
+        return kvf_fail(err, KVF_ERR_UNSUPPORTED, "a store is written from the CPU's memory, and this context computes on %s; "
+                                                  "open it with device cpu", s->m->backend->ops->name);
     if (!kvf_kv_memory(s->kv))
         return kvf_fail(err, KVF_ERR_STATE, "the policy '%s' keeps no memory of far blocks, so nothing can be stored; "
                                             "open the session with policy infllm", s->policy->ops->name);
