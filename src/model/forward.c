@@ -311,7 +311,7 @@ static kvf_status run_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
     for (int32_t l = p->layer0; l < p->layer1; l++) {
         int64_t n_q = l < end - 1 ? n : p->n_out;
         layer_call a = { .kv = p->kv, .l = l, .kv_l = l - p->layer0, .n = n, .n_q = n_q };
-        if (l == p->mass_layer) {
+        if (l == p->mass_layer || (p->mass_layer == KVF_PART_ALL_LAYERS && !kvf_layer_is_sliding(&f->m->hp, l))) {
             a.mass = p->mass;
             a.n_mass = p->n_mass;
         }

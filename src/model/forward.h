@@ -31,6 +31,8 @@ typedef struct kvf_chunk {
  * Errors: LIMIT, NOMEM. */
 kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err);
 
+#define KVF_PART_ALL_LAYERS (-2)
+
 /* Some of the layers over some tokens of a text (LazyLLM): stage by stage, a token's hidden state waits
  * outside between them. */
 typedef struct kvf_part {
@@ -42,7 +44,8 @@ typedef struct kvf_part {
     float *const *row;       /* [n_tok] each [n_embd], host: hidden states, read unless layer0 is 0 and written
                                 unless layer1 is the last; may be NULL if neither */
     int64_t n_tok, n_out;    /* n_out as in kvf_chunk; only read if layer1 is the last layer's end */
-    int32_t mass_layer;      /* layer whose attention is added to mass, or -1 */
+    int32_t mass_layer;      /* layer whose attention is added to mass, or -1, or KVF_PART_ALL_LAYERS: of all of
+                                global attention */
     float *mass;             /* as in kvf_kv_attend_args */
     int64_t n_mass;
 } kvf_part;

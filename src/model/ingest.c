@@ -277,7 +277,7 @@ kvf_status kvf_timeline_passages(kvf_session *s, int64_t first, int64_t end, kvf
         return kvf_fail(err, KVF_ERR_STATE, "this session does not note where answers look; open it with passages = 1");
     int64_t n_run, run0 = (first + RUN - 1) / RUN, run1 = (end + RUN - 1) / RUN, peak;
     const float *mass;
-    KVF_TRY(kvf_kv_tracked(s->kv, &mass, &n_run, err));
+    KVF_TRY(s->lazy ? kvf_lazy_tracked(s->lazy, &mass, &n_run, err) : kvf_kv_tracked(s->kv, &mass, &n_run, err));
     if (run1 > n_run) run1 = n_run;
     if (!mass || run0 >= run1) return KVF_OK;
     double all = run_sum(mass, run0, run1, &peak);

@@ -46,6 +46,10 @@ struct kvf_lazy {
     float **rows;
     kvf_token *tokens;
 
+    float *look;          /* [cap] by token: attention of the newest queries in the last stage */
+    float *look_run;      /* [cap / KVF_TRACK_TOKENS + 1] */
+    int64_t cap_look_run, n_look; /* n_look: steps noted */
+
     int64_t n_layer_token, n_revived;
 };
 
@@ -123,7 +127,7 @@ void kvf_lazy_close(kvf_lazy *z)
     }
     kvf_park_close(z->park);
     void *all[] = { z->done, z->level, z->row,   z->score, z->list, z->todo, z->list_score, z->keep, z->order,
-                    z->order_text, z->mass, z->at, z->first, z->pos, z->tokens, z->rows };
+                    z->order_text, z->mass, z->look, z->look_run, z->at, z->first, z->pos, z->tokens, z->rows };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) kvf_free(z->mem, all[i]);
     kvf_free(z->mem, z);
 }
@@ -156,6 +160,7 @@ static kvf_status reserve(kvf_lazy *z, int64_t n, kvf_error *err)
     KVF_TRY(grow(z, &z->order, n, sizeof(int32_t), err));
     KVF_TRY(grow(z, &z->order_text, n, sizeof(int32_t), err));
     KVF_TRY(grow(z, &z->mass, n, sizeof(float), err));
+    KVF_TRY(grow(z, &z->look, n, sizeof(float), err));
     for (int32_t g = 0; g < z->plan.n; g++) {
         KVF_TRY(grow(z, &z->stages[g].place, n, sizeof(int32_t), err));
         KVF_TRY(grow(z, &z->stages[g].text, n, sizeof(int32_t), err));
@@ -322,6 +327,8 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     if (g == 0) p.embd = kvf_timeline_rows(s, z->pos, 0, n);
     KVF_TRY(check_budget(s, t, n, err));
     KVF_TRY(find_rows(s, g, from, n, err));
+    bool look = last && s->passages && g + 1 == z->plan.n; /* nothing scores in the last stage */
+    if (look) p.n_mass = 1;
     reading r = read_what(z, g, from, n);
     r.order = (kvf_kv_order){ .places = r.as_stored ? NULL : z->order, .n = r.n, .at = r.as_stored ? NULL : z->at, .n_at = n };
     if (!r.whole && s->m->hp.window > 0) {
@@ -331,7 +338,7 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     if (p.n_mass > 0) {
         memset(z->mass, 0, (size_t)r.n * sizeof *z->mass);
         p.mass = z->mass;
-        p.mass_layer = t->mass_layer;
+        p.mass_layer = look ? KVF_PART_ALL_LAYERS : t->mass_layer;
     }
     kvf_kv_arrange(t->kv, r.as_stored && r.whole ? NULL : &r.order);
     kvf_turn_take(&s->m->backend->run);
@@ -340,7 +347,9 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     if (rc >= 0 && last && t->layer1 == s->m->hp.n_layer) rc = kvf_forward_logits(s->forward, 0, 1, s->logits, err);
     kvf_turn_give(&s->m->backend->run);
     kvf_kv_arrange(t->kv, NULL);
-    for (int64_t i = 0; rc >= 0 && p.n_mass > 0 && i < r.n; i++) z->score[z->order_text[i]] += z->mass[i];
+    float *to = look ? z->look : z->score;
+    for (int64_t i = 0; rc >= 0 && p.n_mass > 0 && i < r.n; i++) to[z->order_text[i]] += z->mass[i];
+    z->n_look += look && rc >= 0;
     return rc;
 }
 
@@ -372,7 +381,6 @@ static kvf_status run_stage(kvf_session *s, int32_t g, int64_t n_row, bool tell,
     for (int32_t from = 0; from < z->n_todo;) {
         int32_t n = z->n_todo - from < s->n_batch ? z->n_todo - from : (int32_t)s->n_batch;
         KVF_TRY(kvf_timeline_check_cancel(s, err));
-        if (g == 0 && tell && s->passages) kvf_kv_track(s->kv, from + n == z->n_todo);
         KVF_TRY(run_chunk(s, g, from, n, n_row, err));
         from += n;
         if (tell) KVF_TRY(tell_progress(s, g, from, err));
@@ -420,12 +428,17 @@ static kvf_status run_step(kvf_session *s, bool tell, kvf_error *err)
         if (i >= z->n) {
             z->row[i] = -1;
             z->done[i] = 0;
+            z->look[i] = 0;
         }
         if (again)
             z->level[i] = 1;
         else if (i >= z->n)
             z->level[i] = (uint8_t)z->plan.n;
         z->list[z->n_list++] = (int32_t)i;
+    }
+    if (tell) { /* a prompt: what an earlier answer looked at does not count */
+        memset(z->look, 0, (size_t)s->n_token * sizeof *z->look);
+        z->n_look = 0;
     }
     for (int32_t g = 0; g < z->plan.n; g++) {
         bool scored = again && g + 1 < z->plan.n;
@@ -453,6 +466,20 @@ kvf_status kvf_lazy_step(kvf_session *s, bool tell, kvf_error *err)
     s->n_run += s->n_token - before;
     z->n = s->n_token;
     s->has_logits = true;
+    return KVF_OK;
+}
+
+kvf_status kvf_lazy_tracked(kvf_lazy *z, const float **mass, int64_t *n, kvf_error *err)
+{
+    *mass = NULL;
+    *n = z->n_look > 0 ? (z->n + KVF_TRACK_TOKENS - 1) / KVF_TRACK_TOKENS : 0;
+    if (*n == 0) return KVF_OK;
+    void *runs = z->look_run;
+    KVF_TRY(kvf_reserve(z->mem, &runs, &z->cap_look_run, *n, sizeof(float), err));
+    z->look_run = runs;
+    memset(z->look_run, 0, (size_t)*n * sizeof *z->look_run);
+    for (int64_t i = 0; i < z->n; i++) z->look_run[i / KVF_TRACK_TOKENS] += z->look[i];
+    *mass = z->look_run;
     return KVF_OK;
 }
 

@@ -34,6 +34,10 @@ kvf_status kvf_lazy_step(struct kvf_session *s, bool tell, kvf_error *err);
 /* Forget all but the text's first n tokens. */
 void kvf_lazy_cut(struct kvf_session *s, int64_t n);
 
+/* Where answers looked since the last prompt's end, as kvf_kv_tracked: in the last stage, from a prompt's last
+ * token on. The layers before it look at everything, and at the text's ends most. */
+kvf_status kvf_lazy_tracked(kvf_lazy *z, const float **mass, int64_t *n, kvf_error *err);
+
 typedef struct kvf_lazy_counters {
     int64_t n_layer_token; /* tokens times layers computed since the last reset */
     int64_t n_revived;     /* of the tokens a step computed, those that an earlier step had passed over */

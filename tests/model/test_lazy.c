@@ -515,3 +515,37 @@ Test(lazy, contradictions_are_refused_with_a_sentence)
     }
     close_rig(&r);
 }
+
+/* Passages come from the last stage: what was pruned before it cannot have been read from. */
+Test(lazy, passages_are_where_the_last_stage_looked)
+{
+    static const char *const policies[] = { "lazyllm:stages=2/5,keep=0.4/0.4", "lazyllm:stages=2/5,keep=0.4/0.4,hold=1" };
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_AUTO);
+    kvf_token t[400];
+    make_tokens(71, t, 400);
+    for (int p = 0; p < 2; p++) {
+        kvf_session_params sp = params(policies[p], 64);
+        sp.passages = 1;
+        kvf_session *s = open_with(&r, sp);
+        kvf_passage found[8];
+        int64_t n = -1;
+        cr_assert_eq(kvf_session_passages(s, 0, 0, found, 8, &n, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(n, 0);
+        for (int round = 0; round < 2; round++) { /* the second prompt's answer has passages of its own */
+            cr_assert_eq(kvf_session_append(s, t + 200 * round, 200, &err), KVF_OK);
+            for (int i = 0; i < 3; i++) cr_assert_eq(kvf_session_append(s, t, 1, &err), KVF_OK);
+            int64_t end = kvf_session_tokens(s, NULL) - 40;
+            cr_assert_eq(kvf_session_passages(s, 16, end, found, 8, &n, &err), KVF_OK, "%s", err.msg);
+            cr_assert_gt(n, 0);
+            double sum = 0;
+            for (int64_t i = 0; i < n; i++) {
+                cr_assert(found[i].first >= 16 && found[i].first + found[i].n <= end);
+                cr_assert(i == 0 || found[i].share <= found[i - 1].share);
+                sum += (double)found[i].share;
+            }
+            cr_assert(sum > 0 && sum < 1.001, "shares sum to %g", sum);
+        }
+        kvf_session_close(s);
+    }
+    close_rig(&r);
+}
