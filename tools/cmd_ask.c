@@ -61,7 +61,7 @@ static const arg_row ask_rows[] = {
 
 static const arg_command ask_command = {
     .name = "ask",
-    .synopsis = "[-m MODEL] -d FILE [-d FILE...] | --store DIR [-d NAME] | --video CLIP --mmproj FILE [options] \"question\"",
+    .synopsis = "[-m MODEL] -d FILE... | --store DIR | --video CLIP --mmproj FILE [options] \"question\"",
     .summary = "answer questions about documents",
     .details = "The answer goes to standard output; a line with what it took goes to standard error.\n"
                "Without a question, and at a terminal, questions are asked for until an empty line. After the\n"

@@ -276,7 +276,7 @@ Test(lazy, sessions_in_turn_are_as_each_alone)
 Test(lazy, no_token_is_computed_twice_in_a_layer_whatever_happens)
 {
     rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_AUTO);
-    static const char *const policies[] = { "lazyllm:stages=2/4/6,keep=0.5/0.5/0.5," PAPER,
+    static const char *const policies[] = { ("lazyllm:stages=2/4/6,keep=0.5/0.5/0.5," PAPER),
                                             "lazyllm:stages=3,keep=0.3,rows=1,recent=2,hold=2", "lazyllm:stages=1/7,keep=0.3/0.3,rows=2,pool=3,recent=2,hold=1" };
     for (size_t p = 0; p < 3; p++) {
         kvf_session *s = open_session(&r, policies[p], 24);
@@ -357,7 +357,8 @@ Test(lazy, scores_of_tokens_are_those_of_single_steps)
 Test(lazy, short_prompts_and_tiny_shares_work)
 {
     rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_AUTO);
-    static const char *const policies[] = { "lazyllm", "lazyllm:" PAPER, "lazyllm:stages=1/2/3/4/5/6/7,keep=0.01/0.01/0.01/0.01/0.01/0.01/0.01," PAPER,
+    static const char *const policies[] = { "lazyllm", ("lazyllm:" PAPER),
+                                            ("lazyllm:stages=1/2/3/4/5/6/7,keep=0.01/0.01/0.01/0.01/0.01/0.01/0.01," PAPER),
                                             "lazyllm:stages=4,keep=0.000001,sink=0,recent=1,rows=1,hold=1", "lazyllm:rows=512,recent=1000" };
     kvf_token t[64];
     make_tokens(31, t, 64);
