@@ -24,12 +24,12 @@ N_LOGIT = 24  # of the vocabulary's beginning
 
 # model, options, new tokens of each step: a prompt, one-token steps, a second prompt
 CASES = [
-    ("qwen3-deep", dict(stages=[3, 5], keep=[0.5, 0.5], sink=0, recent=1, rows=1, pool=1, hold=1), [40] + 12 * [1]),
-    ("qwen3-deep", dict(stages=[2, 4, 7], keep=[0.6, 0.5, 0.4], sink=0, recent=1, rows=1, pool=1, hold=1), [57] + 8 * [1] + [9] + 4 * [1]),
-    ("qwen3-deep", dict(stages=[3], keep=[0.2], sink=2, recent=3, rows=4, pool=3, hold=0), [60] + 5 * [1] + [7] + 5 * [1]),
-    ("qwen3-deep", dict(stages=[1, 6], keep=[0.3, 0.9], sink=4, recent=8, rows=8, pool=5, hold=3), [50] + 10 * [1]),
-    ("gemma3", dict(stages=[6], keep=[0.4], sink=0, recent=1, rows=1, pool=1, hold=1), [70] + 10 * [1]),
-    ("gemma3", dict(stages=[6], keep=[0.5], sink=3, recent=4, rows=2, pool=1, hold=0), [45] + 4 * [1] + [20] + 4 * [1]),
+    ("qwen3-deep", dict(stages=[3, 5], keep=[0.5, 0.5], sink=0, recent=1, rows=1, layers=1, heads="mean", pool=1, hold=1), [40] + 12 * [1]),
+    ("qwen3-deep", dict(stages=[2, 4, 7], keep=[0.6, 0.5, 0.4], sink=0, recent=1, rows=1, layers=1, heads="mean", pool=1, hold=1), [57] + 8 * [1] + [9] + 4 * [1]),
+    ("qwen3-deep", dict(stages=[3], keep=[0.2], sink=2, recent=3, rows=4, layers=2, heads="max", pool=3, hold=0), [60] + 5 * [1] + [7] + 5 * [1]),
+    ("qwen3-deep", dict(stages=[1, 6], keep=[0.3, 0.9], sink=4, recent=8, rows=8, layers=9, heads="max", pool=5, hold=3), [50] + 10 * [1]),
+    ("gemma3", dict(stages=[6], keep=[0.4], sink=0, recent=1, rows=1, layers=1, heads="mean", pool=1, hold=1), [70] + 10 * [1]),
+    ("gemma3", dict(stages=[6], keep=[0.5], sink=3, recent=4, rows=2, layers=2, heads="mean", pool=1, hold=0), [45] + 4 * [1] + [20] + 4 * [1]),
 ]
 
 
@@ -44,7 +44,7 @@ class Lazy:
         return self.m.arch == "gemma3" and (layer + 1) % 6 != 0
 
     def layer(self, l, rows, todo, live, n_row):
-        """Compute `todo` in layer l over the tokens in `live`; sum of the last n_row tokens' attention."""
+        """Compute `todo` in layer l over the tokens in `live`; the last n_row tokens' attention to each, by heads."""
         m, b = self.m, "blk.%d." % l
         x = np.stack([rows[i] for i in todo])
         h = tiny.norm(m, x, m.w[b + "attn_norm.weight"])
@@ -77,7 +77,8 @@ class Lazy:
         for t, i in enumerate(todo):
             self.aux[l][i] = x[t]
         asking = [t for t, i in enumerate(todo) if i >= self.n - n_row]
-        return p[:, asking, :].sum(axis=(0, 1)) / (m.n_head * n_row)
+        said = p[:, asking, :].sum(axis=1) / n_row
+        return said.max(axis=0) if self.o["heads"] == "max" else said.mean(axis=0)
 
     def choose(self, stage, live, score, n_row):
         o, n = self.o, len(live)
@@ -99,7 +100,7 @@ class Lazy:
         decode = len(fresh) == 1 and not first
         again = not decode or (o["hold"] > 0 and self.since + 1 >= o["hold"])
         embed = m.w["token_embd.weight"] * (math.sqrt(tiny.N_EMBD) if m.arch == "gemma3" else 1.0)
-        live, stage, count, score = list(range(self.n)), 0, [], None
+        live, stage, count, scores = list(range(self.n)), 0, [], []
         for i in range(self.n):
             if again:
                 self.level[i] = 1
@@ -108,17 +109,17 @@ class Lazy:
         for l in range(m.n_layer):
             if l == bounds[stage]:
                 if again:
-                    live = self.choose(stage, live, score, n_row)
+                    live = self.choose(stage, live, np.mean(scores[-o["layers"]:], axis=0), n_row)
                     for i in live:
                         self.level[i] = stage + 2
                 else:
                     live = [i for i in live if self.level[i] > stage + 1]
-                stage += 1
+                stage, scores = stage + 1, []
             todo = [i for i in live if i not in self.kv[l]]
             rows = {i: embed[self.text[i]] if l == 0 else self.aux[l - 1][i] for i in todo}
             got = self.layer(l, rows, todo, live, n_row)
             if not self.sliding(l):
-                score = got
+                scores.append(got)
             count.append(len(todo))
         self.since = 0 if again else self.since + 1
         last = self.aux[m.n_layer - 1][self.n - 1]

@@ -40,7 +40,7 @@ GROUPS = {"multi": ["hotpot_multidoc", "nq_multidoc", "squad_multi"],
 LENGTHS = {"len2": (1400, 3000), "len4": (3000, 6000), "len8": (6000, 10500), "len16": (13500, 19000)}
 LENGTH_TASKS = ["hotpot_multidoc", "nq_multidoc", "squad_multi", "fairytale_multi"]
 VARIANTS = {"dense": "full", "balanced": "lazyllm", "fast": "lazyllm:preset=fast",
-            "paper": "lazyllm:rows=1,pool=1,sink=0,recent=1,hold=1",
+            "paper": "lazyllm:rows=1,layers=1,heads=mean,pool=1,sink=0,recent=1,hold=1",
             "random": "lazyllm:by=random,rows=1,pool=1", "snapkv": "snapkv", "keydiff": "keydiff",
             "streaming": "window:sink=4,window=1020"}
 SWEEP = [("s%g-k%g" % (stage, keep), "lazyllm:stages=%g,keep=%g" % (stage, keep))

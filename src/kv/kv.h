@@ -85,6 +85,7 @@ typedef struct kvf_kv_attend_args {
                            and heads; [keys of the order], else [kvf_kv_len + n_tok]. Plain sequences only,
                            not with a window of the layer's own */
     int64_t n_mass;
+    bool mass_peak;     /* of each key the head that looks at it most, instead of the sum over heads */
     bool evict;         /* the policy evicts after this chunk and may see the attention */
 } kvf_kv_attend_args;
 kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);

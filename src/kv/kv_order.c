@@ -48,19 +48,22 @@ static kvf_status gather(kvf_kv *kv, int32_t layer, const kvf_kv_order *o, kvf_e
 static kvf_status add_run(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, int64_t q0, int64_t n,
                           kvf_error *err)
 {
-    int64_t n_entry = kvf_blocks_for(t->n_key);
+    int64_t stride = kvf_blocks_for(t->n_key) * KVF_BLOCK, n_row = a->mass_peak ? t->n_head : 1;
     void *row = kv->mass_row;
-    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &row, &kv->cap_mass_row, n_entry * KVF_BLOCK, sizeof(float), err));
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &row, &kv->cap_mass_row, stride * n_row, sizeof(float), err));
     kv->mass_row = row;
-    memset(kv->mass_row, 0, (size_t)(n_entry * KVF_BLOCK) * sizeof(float));
+    memset(kv->mass_row, 0, (size_t)(stride * n_row) * sizeof(float));
     kvf_attn_args some = *t;
     some.q += q0 * t->n_head * t->head_dim;
     some.lse += q0 * t->n_head;
     some.q_first = t->place ? t->place[q0] : t->q_first + q0;
     some.n_tok = n;
     some.place = NULL;
-    kvf_attn_mass_args m = { .attn = &some, .sum_heads = true, .mass = kv->mass_row };
+    kvf_attn_mass_args m = { .attn = &some, .sum_heads = !a->mass_peak, .mass = kv->mass_row };
     KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &m, err));
+    for (int64_t h = 1; h < n_row; h++)
+        for (int64_t j = 0; j < t->n_key; j++)
+            if (kv->mass_row[h * stride + j] > kv->mass_row[j]) kv->mass_row[j] = kv->mass_row[h * stride + j];
     for (int64_t j = 0; j < t->n_key; j++) a->mass[j] += kv->mass_row[j];
     return KVF_OK;
 }

@@ -163,6 +163,7 @@ typedef struct layer_call {
     bool reading, evict;
     float *mass;
     int64_t n_mass;
+    bool mass_peak;
 } layer_call;
 
 /* Queries of the last n_q tokens, rotated at their places and, for far keys, at the memory's distance. */
@@ -195,7 +196,7 @@ static kvf_status attention(kvf_forward *f, const layer_call *c, kvf_error *err)
     kvf_kv_attend_args a = { .layer = c->kv_l, .policy = c->policy, .q = f->q, .q_far = f->q_far, .o = f->o,
                              .n_tok = n, .n_q = n_q, .scale = hp->attn_scale, .softcap = hp->attn_softcap,
                              .window = sliding ? hp->window : 0, .reading = c->reading, .mass = c->mass,
-                             .n_mass = c->n_mass, .evict = c->evict };
+                             .n_mass = c->n_mass, .mass_peak = c->mass_peak, .evict = c->evict };
     KVF_TRY(kvf_kv_attend(c->kv, &a, err));
     return project_residual(f, f->o, &y->o, y->o_bias, y->post_attn_norm, f->x + (n - n_q) * hp->n_embd, n_q, err);
 }
@@ -311,9 +312,10 @@ static kvf_status run_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
     for (int32_t l = p->layer0; l < p->layer1; l++) {
         int64_t n_q = l < end - 1 ? n : p->n_out;
         layer_call a = { .kv = p->kv, .l = l, .kv_l = l - p->layer0, .n = n, .n_q = n_q };
-        if (l == p->mass_layer || (p->mass_layer == KVF_PART_ALL_LAYERS && !kvf_layer_is_sliding(&f->m->hp, l))) {
+        if (p->mass && l >= p->mass_layer && !kvf_layer_is_sliding(&f->m->hp, l)) {
             a.mass = p->mass;
             a.n_mass = p->n_mass;
+            a.mass_peak = p->mass_peak;
         }
         KVF_TRY(attention(f, &a, err));
         if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));

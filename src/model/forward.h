@@ -31,8 +31,6 @@ typedef struct kvf_chunk {
  * Errors: LIMIT, NOMEM. */
 kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const kvf_chunk *c, kvf_error *err);
 
-#define KVF_PART_ALL_LAYERS (-2)
-
 /* Some of the layers over some tokens of a text (LazyLLM): stage by stage, a token's hidden state waits
  * outside between them. */
 typedef struct kvf_part {
@@ -44,10 +42,10 @@ typedef struct kvf_part {
     float *const *row;       /* [n_tok] each [n_embd], host: hidden states, read unless layer0 is 0 and written
                                 unless layer1 is the last; may be NULL if neither */
     int64_t n_tok, n_out;    /* n_out as in kvf_chunk; only read if layer1 is the last layer's end */
-    int32_t mass_layer;      /* layer whose attention is added to mass, or -1, or KVF_PART_ALL_LAYERS: of all of
-                                global attention */
-    float *mass;             /* as in kvf_kv_attend_args */
+    int32_t mass_layer;      /* if mass is set: from this layer on, those of global attention add theirs to it */
+    float *mass;             /* as in kvf_kv_attend_args, or NULL */
     int64_t n_mass;
+    bool mass_peak;
 } kvf_part;
 
 /* Compute and commit the tokens to p->kv, which kvf_kv_arrange may have been told an order of. On failure

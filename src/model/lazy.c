@@ -13,7 +13,8 @@
 
 /* A stage's sequence beside the KV itself. */
 typedef struct stage {
-    int32_t layer0, layer1, mass_layer;
+    int32_t layer0, layer1;
+    int32_t mass_layer, n_mass_layer; /* the first of those that score, and how many: the last ones of global attention */
     kvf_kv *kv;           /* of stage 0: the session's */
     int32_t *place;       /* [cap] of a token that has done the stage; stage 0: its number */
     int32_t *text;        /* [cap] token at a place */
@@ -55,7 +56,7 @@ struct kvf_lazy {
 
 /* ---- Opening --------------------------------------------------------------------------------------- */
 
-/* Layers of the stages, and which of them scores: the last of global attention. */
+/* Layers of the stages, and which of them score: the last few of global attention. */
 static kvf_status plan_stages(kvf_lazy *z, const kvf_session *s, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
@@ -64,9 +65,12 @@ static kvf_status plan_stages(kvf_lazy *z, const kvf_session *s, kvf_error *err)
         t->layer0 = z->plan.first[g];
         t->layer1 = g + 1 < z->plan.n ? z->plan.first[g + 1] : hp->n_layer;
         t->sorted = true;
-        for (t->mass_layer = t->layer1 - 1; t->mass_layer >= t->layer0; t->mass_layer--)
-            if (!kvf_layer_is_sliding(hp, t->mass_layer)) break;
-        if (t->mass_layer < t->layer0 && g + 1 < z->plan.n)
+        for (int32_t l = t->layer1 - 1; l >= t->layer0 && t->n_mass_layer < z->plan.n_layer; l--) {
+            if (kvf_layer_is_sliding(hp, l)) continue;
+            t->mass_layer = l;
+            t->n_mass_layer++;
+        }
+        if (t->n_mass_layer == 0 && g + 1 < z->plan.n)
             return kvf_fail(err, KVF_ERR_ARG,
                             "layers %d to %d all have sliding windows, so nothing there sees the whole text; this model has "
                             "global attention in every %d. layer: let a stage end after one",
@@ -318,7 +322,7 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     stage *t = &z->stages[g];
     bool last = from + n == z->n_todo;
     kvf_part p = { .kv = t->kv, .layer0 = t->layer0, .layer1 = t->layer1, .tokens = g == 0 ? z->tokens : NULL,
-                   .pos = z->pos, .row = z->rows, .n_tok = n, .n_out = last, .mass_layer = -1 };
+                   .pos = z->pos, .row = z->rows, .n_tok = n, .n_out = last };
     for (int32_t i = 0; i < n; i++) {
         z->pos[i] = z->todo[from + i];
         z->tokens[i] = s->tokens[z->pos[i]];
@@ -338,7 +342,8 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     if (p.n_mass > 0) {
         memset(z->mass, 0, (size_t)r.n * sizeof *z->mass);
         p.mass = z->mass;
-        p.mass_layer = look ? KVF_PART_ALL_LAYERS : t->mass_layer;
+        p.mass_peak = !look && z->plan.peak;
+        p.mass_layer = look ? t->layer0 : t->mass_layer;
     }
     kvf_kv_arrange(t->kv, r.as_stored && r.whole ? NULL : &r.order);
     kvf_turn_take(&s->m->backend->run);
@@ -379,7 +384,8 @@ static kvf_status run_stage(kvf_session *s, int32_t g, int64_t n_row, bool tell,
     for (int32_t i = 0; i < z->n_todo && z->todo[i] < z->n; i++) z->n_revived++;
     if (n_row > 0) memset(z->score, 0, (size_t)s->n_token * sizeof *z->score);
     for (int32_t from = 0; from < z->n_todo;) {
-        int32_t n = z->n_todo - from < s->n_batch ? z->n_todo - from : (int32_t)s->n_batch;
+        int32_t left = z->n_todo - from, n = left < s->n_batch ? left : (int32_t)s->n_batch;
+        if (n < left && left - n < n_row) n = left - (int32_t)n_row; /* what scores, scores in one chunk */
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         KVF_TRY(run_chunk(s, g, from, n, n_row, err));
         from += n;
@@ -392,7 +398,8 @@ static kvf_status run_stage(kvf_session *s, int32_t g, int64_t n_row, bool tell,
 static kvf_status choose(kvf_session *s, int32_t g, int64_t n_row, kvf_error *err)
 {
     kvf_lazy *z = s->lazy;
-    float scale = 1.0f / ((float)s->m->hp.n_head * (float)n_row);
+    float heads = z->plan.peak ? 1.0f : (float)s->m->hp.n_head;
+    float scale = 1.0f / (heads * (float)z->stages[g].n_mass_layer * (float)n_row);
     for (int32_t i = 0; i < z->n_list; i++) z->list_score[i] = z->score[z->list[i]] * scale;
     kvf_keep k = { .stage = g, .n = z->n_list, .pos = z->list, .score = z->list_score, .n_text = s->n_token, .n_row = n_row };
     KVF_TRY(s->policy->ops->keep(s->policy, &k, z->keep, err));
@@ -420,6 +427,7 @@ static kvf_status run_step(kvf_session *s, bool tell, kvf_error *err)
 {
     kvf_lazy *z = s->lazy;
     int64_t fresh = s->n_token - z->n, n_row = fresh < z->plan.n_row ? fresh : z->plan.n_row;
+    if (n_row > s->n_batch) n_row = s->n_batch;
     bool decode = fresh == 1 && z->n > 0, again = !decode || z->stale || (z->plan.hold > 0 && z->since + 1 >= z->plan.hold);
     KVF_TRY(reserve(z, s->n_token, err));
     z->stale = again;

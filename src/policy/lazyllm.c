@@ -6,8 +6,9 @@
  * Differs from the paper, where it is silent or where more is measured to be better (docs/lazyllm.md):
  * what is kept is a count, ceil(keep * tokens), ties to the earlier token; sinks and newest tokens may be
  * protected; the scores may come from several of the newest tokens (the question) instead of the last one
- * alone, and may be pooled over neighbours as in SnapKV (Li et al. 2024, arXiv:2404.14469, sec. 4);
- * a choice may serve several decode steps. With rows=1,pool=1,sink=0,recent=1,hold=1 it is the paper's.
+ * alone, from several layers, from the head that looks at a token most instead of the mean over heads, and
+ * may be pooled over neighbours as in SnapKV (Li et al. 2024, arXiv:2404.14469, sec. 4); a choice may serve
+ * several decode steps. With rows=1,layers=1,heads=mean,pool=1,sink=0,recent=1,hold=1 it is the paper's.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
@@ -19,12 +20,13 @@
 enum { MAX_BOUND = KVF_STAGES_MAX - 1 };
 
 typedef enum preset { PRESET_FAST, PRESET_BALANCED, PRESET_EXACT } preset;
+typedef enum heads { HEADS_MEAN, HEADS_MAX } heads;
 typedef enum by { BY_ATTENTION, BY_RANDOM } by;
 
 typedef struct lazyllm {
     int64_t preset, by;
     char stages[KVF_OPTION_TEXT_BYTES], keep[KVF_OPTION_TEXT_BYTES], park[KVF_OPTION_TEXT_BYTES];
-    int64_t sink, recent, rows, pool, hold;
+    int64_t sink, recent, rows, layers, heads, pool, hold;
 
     int32_t n_bound, bound[MAX_BOUND]; /* first layers of stages 1.. */
     double ratio[MAX_BOUND];           /* kept at the end of stage 0.. */
@@ -37,8 +39,8 @@ static const struct {
     int32_t n;
     double bound[2], ratio[2];
 } presets[] = {
-    [PRESET_FAST] = { 2, { 0.25, 0.50 }, { 0.40, 0.40 } },
-    [PRESET_BALANCED] = { 2, { 0.33, 0.50 }, { 0.60, 0.30 } },
+    [PRESET_FAST] = { 1, { 0.25 }, { 0.30 } },
+    [PRESET_BALANCED] = { 2, { 0.33, 0.50 }, { 0.60, 0.50 } },
     [PRESET_EXACT] = { 1, { 0.50 }, { 1.0 } },
 };
 
@@ -124,7 +126,8 @@ static void lazyllm_fini(kvf_policy *p) { kvf_free(p->mem, ((lazyllm *)p->state)
 static void lazyllm_stages(const kvf_policy *p, kvf_stages *s)
 {
     const lazyllm *z = p->state;
-    *s = (kvf_stages){ .n = z->n_bound + 1, .n_row = (int32_t)z->rows, .hold = z->hold, .park = z->park };
+    *s = (kvf_stages){ .n = z->n_bound + 1, .n_row = (int32_t)z->rows, .n_layer = (int32_t)z->layers,
+                        .peak = z->heads == HEADS_MAX, .hold = z->hold, .park = z->park };
     memcpy(s->first + 1, z->bound, (size_t)z->n_bound * sizeof *z->bound);
 }
 
@@ -179,7 +182,9 @@ static const kvf_option lazyllm_options[] = {
     KVF_OPT_TEXT(lazyllm, keep, "", "share of its tokens that each boundary keeps: 0.3/0.5"),
     KVF_OPT_I64(lazyllm, sink, 4, 0, 1 << 20, "leading tokens always kept"),
     KVF_OPT_I64(lazyllm, recent, 16, 1, 1 << 20, "newest tokens always kept, the scoring ones at least"),
-    KVF_OPT_I64(lazyllm, rows, 32, 1, 512, "newest tokens of a prompt whose attention scores the others; paper: 1"),
+    KVF_OPT_I64(lazyllm, rows, 32, 1, 512, "newest tokens of a prompt, a batch at most, whose attention scores; paper: 1"),
+    KVF_OPT_I64(lazyllm, layers, 4, 1, 1 << 16, "last layers of a stage whose attention scores; paper: 1"),
+    KVF_OPT_CHOICE(lazyllm, heads, HEADS_MAX, "mean|max", "what the heads of a layer together say of a token; paper: mean"),
     KVF_OPT_I64(lazyllm, pool, 31, 1, 255, "neighbours over which scores are averaged, odd; paper: 1"),
     KVF_OPT_I64(lazyllm, hold, 0, 0, 1 << 20, "decode steps that a choice serves, 0: all of the answer; paper: 1"),
     KVF_OPT_CHOICE(lazyllm, by, BY_ATTENTION, "attention|random", "what scores tokens; random is for comparison"),

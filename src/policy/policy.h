@@ -76,7 +76,9 @@ typedef struct kvf_retrieve {
 typedef struct kvf_stages {
     int32_t n;                     /* stages, 2..KVF_STAGES_MAX */
     int32_t first[KVF_STAGES_MAX]; /* their first layers: 0, then rising, < n_layer */
-    int32_t n_row;    /* the newest n_row tokens of what is added to the text give the scores, >= 1 */
+    int32_t n_row;    /* the newest n_row tokens of what is added to the text give the scores, >= 1; at most a batch */
+    int32_t n_layer;  /* a stage's last n_layer layers of global attention (all, if it has fewer) give them, >= 1 */
+    bool peak;        /* of a token the head that looks at it most, instead of the mean over heads */
     int64_t hold;     /* decode steps that one choice serves; 0: what the text's last addition chose stays */
     const char *park; /* "": waiting hidden states stay in memory; else a folder for those beyond the budget */
 } kvf_stages;
@@ -86,8 +88,8 @@ typedef struct kvf_keep {
     int32_t stage;      /* that has ended, from 0 */
     int64_t n;          /* tokens in it, >= 1 */
     const int32_t *pos; /* [n] their places in the text, rising; the last is the text's newest */
-    const float *score; /* [n] attention probability in the stage's last layer of global attention, mean over
-                           heads and over the scoring queries */
+    const float *score; /* [n] attention probability, mean over the scoring layers, their heads and the scoring
+                           queries */
     int64_t n_text;     /* tokens of the text */
     int64_t n_row;      /* newest tokens that gave the scores, this time */
 } kvf_keep;
