@@ -1,0 +1,420 @@
+"""chapters.py - what the report says, chapter by chapter, as blocks for page.py.
+
+The rule that matters most: what was not run is said to be not run, and a figure never stands without its count.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import csv
+import fnmatch
+import glob
+import json
+import os
+
+import engines as eng
+import figures
+import plots
+import program
+import stats
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RESULTS = os.path.join(program.ROOT, "bench", "results")
+KINDS = (("agnostic", "Without knowing the question (read once, ask often)"),
+         ("aware", "Knowing the question while reading (read for this question)"))
+
+
+def get(found, model, section, row, engine, name):
+    for f in found:
+        if (f["model"], f["section"], f["row"], f["engine"], f["figure"]) == (model, section, row, engine, name):
+            return f
+    return None
+
+
+def of(found, model, section):
+    return [f for f in found if f["model"] == model and f["section"] == section]
+
+
+def unique(values):
+    return list(dict.fromkeys(values))
+
+
+def score(f):
+    if not f:
+        return ""
+    return "%.2f" % f["value"] if f["low"] is None else "%.2f (%.2f-%.2f)" % (f["value"], f["low"], f["high"])
+
+
+def times(f):
+    return "" if not f else "%.2fx (%.2f-%.2f)" % (f["value"], f["low"], f["high"])
+
+
+def quantity(f):
+    """A cost with its unit, short."""
+    if not f:
+        return ""
+    v, unit = f["value"], f["unit"]
+    if unit == "bytes":
+        return "%.0f MB" % (v / 1e6) if v >= 1e5 else "%.0f" % v
+    if unit == "s":
+        return "%.2f s" % v if v < 100 else "%.0f s" % v
+    return "%.3g" % v if v < 1000 else "%.0f" % v
+
+
+def with_spread(f):
+    if not f or f["low"] is None or f["n"] < 2 or f["high"] <= f["low"] * 1.005:
+        return quantity(f)
+    low, high = (quantity(dict(f, value=f[k])).split(" ")[0] for k in ("low", "high"))
+    return "%s (%s-%s)" % (quantity(f), low, high)
+
+
+# ---- Head ----
+
+def head(rows, about):
+    machine, load = about.get("machine", {}), figures.median_load(rows)
+    models = figures.models_of(rows)
+    busy = load[0] > machine.get("cores", 1) + 0.5
+    out = [("h", 1, "kvfold beside what people would use instead"),
+           ("p", "%s, %s cores, %s GB, %s (%s). Models: %s. Program: commit %s. %d rows, %s to %s." % (
+               machine.get("cpu", "?"), machine.get("cores", "?"), machine.get("memory_gb", "?"), machine.get("system", ""),
+               machine.get("features", ""), ", ".join("`%s`" % m for m in models),
+               ", ".join(unique(r["commit"] for r in rows)), len(rows), min(r["date"] for r in rows).replace("T", " "),
+               max(r["date"] for r in rows).replace("T", " ")))]
+    if busy:
+        out.append(("p", "**The machine was busy** with other work: load %.1f in the middle and %.1f at most on %d cores. "
+                    "Absolute times are too long and uneven; ratios are made of pairs that ran in turn, so they hold "
+                    "better, with the spread that stands beside. Scores do not depend on it." % (
+                        load[0], load[1], machine.get("cores", 1))))
+    if about.get("noise"):
+        out.append(("p", "**A random model of the test data answered**: scores are noise, this is a test of the plumbing."))
+    out.append(("p", "Made by `bench/report/run.py`; the command lines: " +
+                "; ".join("`%s`" % c for c in about.get("commands", []))))
+    return out
+
+
+def who(rows, about):
+    there = figures.names_in(rows)
+    lacking = {}
+    for why in about.get("lacking", {}).values():
+        lacking.update(why)
+    out = [("h", 2, "Who takes part"), ("table", ["engine", "what it is", "the question is", "reads, below 8K tokens",
+                                                  "reads, from 8K on"], [])]
+    for name in eng.NAMES:
+        near, far = ("everything",) * 2
+        if name in eng.POLICIES:
+            near, far = ("`%s`" % p for p in eng.POLICIES[name][1:])
+        elif name in eng.RETRIEVAL:
+            near, far = ("%d tokens" % (b * eng.RETRIEVAL[name][2]) for b in (eng.NEAR_BUDGET, eng.FAR_BUDGET))
+        state = eng.WORDS[name] + ("" if name in there else " - **not run**" +
+                                   (": " + lacking[name] if name in lacking else ""))
+        out[1][2].append([name, state, "known" if eng.kind(name) == "aware" else "not known", near, far])
+    out.append(("p", "All that drop tokens read the same budget, about %d tokens of texts below %d and %d of longer ones, the "
+                "retrieved prompt too: a score says how well they choose. Texts of at most %g budgets are left out "
+                "of the scores. lazyllm has no budget: it saves computing, not reading." % (
+                    eng.NEAR_BUDGET, eng.FAR, eng.FAR_BUDGET, figures.WITHIN)))
+    out.append(("p", "llama.cpp runs with flash attention, repacked weights and batches of 512; its threads sleep while they "
+                "wait (`OMP_WAIT_POLICY=passive`), since on a shared machine its spinning made it some thirty times "
+                "slower."))
+    return out
+
+
+# ---- Quality ----
+
+def quality_table(found, model, kind, row):
+    lines = []
+    for name in eng.NAMES:
+        f = get(found, model, "quality", row, name, "score")
+        if not f or (eng.kind(name) != kind and name != "full"):
+            continue
+        lines.append([name, score(f), score(get(found, model, "quality", row, name, "share of full")), f["n"],
+                      times(get(found, model, "quality", row, name, "first token, times as fast as full")),
+                      quantity(get(found, model, "quality", row, name, "n_computed")),
+                      quantity(get(found, model, "quality", row, name, "n_kept"))])
+    return ("table", ["engine", "score (95 %)", "share of full", "questions", "first token, full / this", "computed",
+                      "kept"], lines)
+
+
+def by_group(found, model, prefix):
+    mine = of(found, model, "quality")
+    rows = [r for r in unique(f["row"] for f in mine) if r != figures.ALL and r.startswith("task ") == prefix]
+    names = [n for n in eng.NAMES if any(f["engine"] == n for f in mine)]
+    lines = []
+    for row in rows:
+        n = max(f["n"] for f in mine if f["row"] == row and f["figure"] == "score")
+        values = [get(found, model, "quality", row, name, "score") for name in names]
+        best = max(f["value"] for f in values if f)
+        lines.append([row.replace("task ", ""), n] + [
+            "" if not f else ("**%.2f**" if f["value"] >= best - 1e-9 and best > 0 else "%.2f") % f["value"] for f in values])
+    return ("table", ["tasks" if not prefix else "task", "n"] + names, lines)
+
+
+def pareto_points(found, model):
+    points = []
+    for name in eng.NAMES:
+        f = get(found, model, "quality", figures.ALL, name, "score")
+        speed = get(found, model, "quality", figures.ALL, name, "first token, times as fast as full")
+        if name == "full" and f:
+            speed = {"value": 1.0}
+        if f and speed:
+            points.append((name, speed["value"], f["value"], f["low"], f["high"]))
+    return points
+
+
+def quality(found, model):
+    if not of(found, model, "quality"):
+        return [("p", "Question sets: **not run** for `%s` (no data folder, or not begun)." % model)]
+    out = []
+    for kind, title in KINDS:
+        out += [("h", 3, title), quality_table(found, model, kind, figures.ALL)]
+    points = pareto_points(found, model)
+    front = stats.pareto([(n, -x, y) for n, x, y, _, _ in points])
+    out.append(("svg", [plots.scatter("Score against speed: first question, all tasks", points,
+                                      "time to first token: full / this (to the right is faster)", "score", front)]))
+    if len(points) > 1:
+        out.append(("p", "Nothing else is both faster and better than (Pareto front, bold): **%s**. All engines answered the "
+                    "same questions; the bars are 95 %% intervals, and they overlap widely: few questions show only large "
+                    "differences." % ", ".join(front)))
+    out += [("h", 3, "By kind of task"), by_group(found, model, False), ("p", "Best of the row in bold."),
+            ("h", 3, "By task"), by_group(found, model, True)]
+    return out
+
+
+def peer(found, model):
+    f = get(found, model, "peer", figures.ALL, "full", "score")
+    if not f:
+        return []
+    o = get(found, model, "peer", figures.ALL, "llama.cpp", "score")
+    same = get(found, model, "peer", figures.ALL, "full", "same words as llama.cpp")
+    fast = get(found, model, "peer", figures.ALL, "full", "first token, times as fast as llama.cpp")
+    text = "Same questions, everything read: kvfold scores %s, llama.cpp %s (n = %d); %.0f %% of the answers are the same to " \
+           "the letter." % (score(f), score(o), f["n"], 100 * same["value"])
+    if fast:
+        text += " kvfold's first token is there %s as fast, median over the questions." % times(fast)
+    return [("h", 3, "Full attention beside llama.cpp"), ("p", text)]
+
+
+def needles(found, model):
+    mine = of(found, model, "needle")
+    if not mine:
+        return [("h", 3, "Needles"), ("p", "**Not run.**")]
+    out = [("h", 3, "Needles: one fact in a long text"), ("p", "Share found, by place of the fact (down) and length (across). "
+           "The question stands after the text.")]
+    cells = {}
+    for f in mine:
+        if " at " in f["row"]:
+            what, _, depth = f["row"].rpartition(" at ")
+            task, length = what.split(" ")
+            cells.setdefault(task, {}).setdefault(f["engine"], {})[(float(depth), int(length))] = (f["value"], f["n"])
+    for task, engines in cells.items():
+        every = [c for e in engines.values() for c in e]
+        lengths, depths = sorted({c[1] for c in every}), sorted({c[0] for c in every})
+        out.append(("svg", [plots.heat("%s: %s" % (name, task), engines[name], lengths, depths)
+                            for name in eng.NAMES if name in engines]))
+        rows = []
+        for name in [n for n in eng.NAMES if n in engines]:
+            line = [get(found, model, "needle", "%s %d" % (task, n), name, "score") for n in lengths]
+            rows.append([name] + ["" if not f else "%.2f (n %d)" % (f["value"], f["n"]) for f in line])
+        out.append(("table", [task] + [plots.size(n) for n in lengths], rows))
+    return out
+
+
+# ---- Cost ----
+
+COLUMNS = [("first_s", "first question"), ("second_s", "second question"), ("restart_s", "after a restart"),
+           ("read_tps", "read tokens/s"), ("write_tps", "write tokens/s"), ("peak_bytes", "peak memory"),
+           ("disk_bytes", "on disk"), ("n_computed", "computed"), ("n_kept", "kept")]
+
+
+def costs(rows, found, model):
+    mine = of(found, model, "cost")
+    if not mine:
+        return [("p", "**Not run.**")]
+    out = [("p", "Time to the first token: of the first question about a text (reading included), of a second one in the same "
+            "process, and of a question in a new process (loading included; what a store, a saved state or an index kept is "
+            "used). Medians with least and most over the rounds; the rounds went through all engines in turn.")]
+    columns = COLUMNS + ([("joules", "energy, J")] if any(f["figure"] == "joules" for f in mine) else [])
+    for row in sorted(unique(f["row"] for f in mine), key=int):
+        lines = []
+        for name in [n for n in eng.NAMES if get(found, model, "cost", row, n, "first_s")]:
+            first = get(found, model, "cost", row, name, "first_s")
+            lines.append([name, first["n"]] + [with_spread(get(found, model, "cost", row, name, c)) for c, _ in columns])
+        out += [("h", 3, "%s tokens" % plots.size(int(row))),
+                ("table", ["engine", "rounds"] + [title for _, title in columns], lines)]
+    if len(columns) == len(COLUMNS):
+        out.append(("p", "Energy: not measured; the machine does not tell (no readable RAPL counter)."))
+    return out + ratio_table(found, model) + cost_pictures(rows, model)
+
+
+def ratio_table(found, model):
+    mine = of(found, model, "ratio")
+    if not mine:
+        return [("h", 3, "Ratios"), ("p", "None: a ratio needs %d rounds that both engines ran." % stats.MIN_PAIRS)]
+    lines = []
+    for row in sorted(unique(f["row"] for f in mine), key=int):
+        for name in [n for n in eng.NAMES if any(f["engine"] == n and f["row"] == row for f in mine)]:
+            line = [plots.size(int(row)), name]
+            for base in figures.BASES:
+                line += [times(get(found, model, "ratio", row, name, "%s / %s" % (c, base)))
+                         for c in ("first_s", "second_s", "restart_s")]
+            lines.append(line)
+    return [("h", 3, "Ratios, pair by pair"), ("p", "Engine / base, median and range over at least %d rounds; below 1 is faster "
+            "than the base. Empty: fewer pairs." % stats.MIN_PAIRS),
+            ("table", ["tokens", "engine", "first / full", "second / full", "restart / full", "first / llama.cpp",
+                       "second / llama.cpp", "restart / llama.cpp"], lines)]
+
+
+def cost_pictures(rows, model):
+    mine = figures.costs_of(rows, model)
+    out = []
+    for field, title, label in (("first_s", "First question", "s to first token"), ("second_s", "Second question", "s"),
+                                ("restart_s", "After a restart", "s"), ("write_tps", "Writing", "tokens/s"),
+                                ("peak_bytes", "Peak memory", "bytes"), ("disk_bytes", "On disk", "bytes")):
+        series = {n: figures.cost_points(rows, model, n, field) for n in figures.names_in(mine)}
+        series = {n: p for n, p in series.items() if len(p) > 1}
+        out.append(plots.lines(title, series, "tokens of the text", label))
+    return [("svg", [p for p in out if p])]
+
+
+def scale(rows, found, model):
+    mine = of(found, model, "fit")
+    if not mine:
+        return [("p", "**No fit**: it needs three lengths.")]
+    measured = sorted({r["n_tokens"] for r in figures.costs_of(rows, model)})
+    out = [("p", "Power laws fitted to the medians by length (least squares in the logarithms), %s to %s tokens measured. "
+            "Figures at 1M and 10M tokens are **extrapolated, not measured**, %.0f and %.0f times beyond the longest text: they "
+            "hold as far as the exponent does. Exponents above 1 grow while attention's share grows; below a few thousand "
+            "tokens fixed costs hide them. Engines that stop at the trained length (%s) cannot go there at all." % (
+                plots.size(measured[0]), plots.size(measured[-1]), figures.FAR_AWAY[0] / measured[-1],
+                figures.FAR_AWAY[1] / measured[-1], "full, window, keydiff, snapkv, lazyllm, llama.cpp"))]
+    lines = []
+    for field, title in (("first_s", "first question"), ("restart_s", "after a restart"), ("peak_bytes", "peak memory"),
+                         ("disk_bytes", "on disk"), ("n_computed", "tokens computed")):
+        for name in [n for n in eng.NAMES if get(found, model, "fit", field, n, "exponent")]:
+            e = get(found, model, "fit", field, name, "exponent")
+            goes = name.startswith(("infllm", "rag-"))
+            far = [quantity(get(found, model, "fit", field, name, "at %d, extrapolated" % n)) if goes else "beyond the model"
+                   for n in figures.FAR_AWAY]
+            err = get(found, model, "fit", field, name, "error of the logarithm")
+            lines.append([title, name, "n^%.2f" % e["value"], "%.2f" % err["value"], e["n"]] + far)
+    out.append(("table", ["cost", "engine", "law", "scatter (log)", "lengths", "1M tokens", "10M tokens"], lines))
+    return out + readers(found, model) + earlier()
+
+
+def readers(found, model):
+    disk = get(found, model, "fit", "disk_bytes", "infllm", "at %d, extrapolated" % figures.FAR_AWAY[1])
+    if not disk:
+        return []
+    return [("p", "One store and many readers: the bytes on disk are there once, each reader adds its own process only. Of "
+             "10M tokens that is about %.0f GB of store, extrapolated; many readers at once were **not run**." % (
+                 disk["value"] / 1e9))]
+
+
+def earlier():
+    """Figures of other harnesses on this kind of machine, for lengths that this report's run did not reach."""
+    lines = []
+    for path in sorted(glob.glob(os.path.join(RESULTS, "speed_long", "*-%s*.csv" % program.cpu_slug()))):
+        with open(path, newline="", encoding="utf-8") as file:
+            kept = [r for r in csv.DictReader(file)
+                    if r["what"] in ("read", "first", "store on disk", "peak memory, reading", "anonymous memory, asking")]
+        groups = {}
+        for r in kept:
+            groups.setdefault((r["what"], int(r["tokens"]), r["unit"], r["commit"]), []).append(float(r["value"]))
+        for (what, n, unit, commit), values in sorted(groups.items()):
+            v, low, high = stats.spread(values)
+            f = {"value": v, "low": low, "high": high, "unit": unit, "n": len(values)}
+            lines.append([what, plots.size(n), with_spread(f) + (" tokens/s" if unit == "tokens/s" else ""), len(values),
+                          commit])
+    if not lines:
+        return []
+    return [("h", 3, "Longer texts, from earlier runs"), ("p", "Of `bench/results/speed_long/`, by `bench/speed_long.py` with "
+            "infllm and the 0.5B model: another commit, another hour. \"first\" is the first token of a new process."),
+            ("table", ["what", "tokens", "value", "n", "commit"], lines)]
+
+
+# ---- Where kvfold is worse, video, method ----
+
+def reasons():
+    with open(os.path.join(HERE, "reasons.json"), encoding="ascii") as file:
+        return json.load(file)
+
+
+def reason_for(f, other, known):
+    key = "%s/%s/%s/%s/%s" % (f["section"], f["row"], f["figure"], f["engine"], other["engine"])
+    return next((r["why"] for r in known if fnmatch.fnmatchcase(key, r["row"])), "**no reason written yet** (`%s`)" % key)
+
+
+def worse(found):
+    known, groups = reasons(), {}
+    for f, o in figures.worse(found):
+        if f["section"] == "needle" and " at " in f["row"]:
+            continue
+        key = (f["model"], f["engine"], o["engine"], f["section"], f["figure"], reason_for(f, o, known))
+        groups.setdefault(key, []).append((f, o))
+    lines = []
+    for (model, ours, theirs, section, name, why), pairs in groups.items():
+        shown = ["%s: %s, %s has %s" % (f["row"] if section != "cost" else plots.size(int(f["row"])),
+                                        quantity(f) if section == "cost" else score(f), o["engine"],
+                                        quantity(o) if section == "cost" else score(o)) for f, o in pairs[:3]]
+        lines.append([ours, theirs, name, "; ".join(shown) + (" ..." if len(pairs) > 3 else ""), why, short(model)])
+    if not lines:
+        return [("p", "Nothing beyond noise in this run.")]
+    return [("p", "Every figure of full, infllm and lazyllm that an alternative beats with intervals apart (scores: 95 %; costs: "
+             "least to most of at least three rounds)."),
+            ("table", ["ours", "better", "figure", "where", "reason, and what is done", "model"], lines)]
+
+
+def short(model):
+    return next((w for w in model.split("-") if w.endswith("b") and w[0].isdigit()), model)
+
+
+def video():
+    paths = sorted(glob.glob(os.path.join(RESULTS, "video", "*.md")))
+    if not paths:
+        return [("p", "**Not run.** `bench/video/run.py` makes the tables.")]
+    with open(paths[-1], encoding="utf-8") as file:
+        sections = file.read().split("\n## ")
+    out = [("p", "From `bench/results/video/%s` (its own run, training-free features); how to read it is in `bench/video`. No "
+            "language model takes part, so this says what is dropped and not what is missed." % os.path.basename(paths[-1]))]
+    for text in sections[1:3]:
+        lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.split("\n") if line.startswith("|")]
+        out += [("h", 3, text.split("\n")[0]), ("table", lines[0], lines[2:])]
+    return out
+
+
+def method():
+    return [("list", [
+        "Scores are means over questions with 95 % percentile bootstrap intervals (1,000 draws, fixed seed); \"share of full\" is "
+        "the sum of scores over the sum of full attention's on the same questions, drawn by question.",
+        "Engines answer each question in turn, in an order that moves on by one; all in a table answered the same questions.",
+        "Times are medians with least and most; a ratio is the median of the ratios of pairs that ran in turn, and is not "
+        "printed from fewer than %d pairs." % stats.MIN_PAIRS,
+        "Greedy answers; metrics of the data folder's `score.py`. Time to first token leaves out loading the model, but for "
+        "\"after a restart\"; that of retrieval has cutting, ranking and reading of the passages in it.",
+        "What moved between two reports: `bench/report/compare.py OLD NEW`."])]
+
+
+def not_run(rows, found, about):
+    out = []
+    for model in figures.models_of(rows):
+        lengths = sorted({r["n_tokens"] for r in figures.costs_of(rows, model)})
+        tasks = {f["row"][5:] for f in of(found, model, "quality") if f["row"].startswith("task ")}
+        want = sorted(t for names in __import__("tasks").KINDS.values() for t in names)
+        out.append("`%s`: costs at %s tokens; tasks without an answer here: %s." % (
+            short(model), ", ".join(plots.size(n) for n in lengths) or "no length",
+            ", ".join(t for t in want if t not in tasks) or "none"))
+    for model, why in about.get("lacking", {}).items():
+        out += ["`%s`, %s: %s." % (short(model), name, text) for name, text in why.items()]
+    failed = [r for r in rows if "error" in r]
+    out += ["Failed: %s on %s: %s" % (r["engine"], r["id"], r["error"]) for r in failed[:20]]
+    out.append("Contracts as a task of their own (the data folder has none), passkeys beyond 16K tokens, more than one seed, "
+               "many readers of one store, a GPU.")
+    return [("list", out)]
+
+
+def all_of(rows, found, about):
+    out = head(rows, about) + who(rows, about)
+    for model in figures.models_of(rows):
+        out += [("h", 2, "Quality, %s" % model)] + quality(found, model) + peer(found, model) + needles(found, model)
+        out += [("h", 2, "Cost, %s" % model)] + costs(rows, found, model)
+        out += [("h", 2, "Scale, %s" % model)] + scale(rows, found, model)
+    out += [("h", 2, "Where kvfold is worse")] + worse(found)
+    out += [("h", 2, "Video")] + video() + [("h", 2, "How it was measured")] + method()
+    return out + [("h", 2, "What was not run")] + not_run(rows, found, about)

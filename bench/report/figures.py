@@ -1,0 +1,259 @@
+"""figures.py - rows to figures: everything the report says, as flat records with value, interval and count.
+
+A figure is a dict with the FIELDS below; figures.csv holds all of them, compare.py and readme.py read nothing else.
+`low` and `high` are a 95 % interval of a score, and least and most of a time. The rule that matters most: a figure
+that compares two engines is made of questions or rounds that both of them ran.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import csv
+import statistics
+
+import engines as eng
+import stats
+
+FIELDS = ["model", "section", "row", "engine", "figure", "value", "low", "high", "n", "better", "unit"]
+COSTS = {  # figure: (what is good, unit)
+    "first_s": ("low", "s"), "second_s": ("low", "s"), "restart_s": ("low", "s"), "read_tps": ("high", "tokens/s"),
+    "write_tps": ("high", "tokens/s"), "peak_bytes": ("low", "bytes"), "disk_bytes": ("low", "bytes"),
+    "n_computed": ("low", "tokens"), "n_kept": ("low", "tokens"), "joules": ("low", "J")}
+RATIOS = ["first_s", "second_s", "restart_s", "write_tps", "peak_bytes"]
+BASES = ["full", "llama.cpp"]
+ALL = "all tasks"
+WITHIN = 1.25  # a text of at most this many budgets is read nearly as a whole by everything: it shows nothing
+
+
+def figure(model, section, row, engine, name, value, n, better="", unit=""):
+    """value: a number, or (value, low, high)."""
+    v = value if isinstance(value, tuple) else (value, None, None)
+    return {"model": model, "section": section, "row": row, "engine": engine, "figure": name, "value": v[0],
+            "low": v[1], "high": v[2], "n": n, "better": better, "unit": unit}
+
+
+def models_of(rows):
+    return list(dict.fromkeys(r["model"] for r in rows))
+
+
+def names_in(rows):
+    there = {r["engine"] for r in rows}
+    return [n for n in eng.NAMES if n in there]
+
+
+def answers_of(rows, model):
+    """Answers that show something: about texts that do not fit into the budget."""
+    return [r for r in rows if r["kind"] == "answer" and r["model"] == model and "score" in r and
+            r["n_tokens"] > WITHIN * eng.budget(r["n_tokens"])]
+
+
+def is_needle(r):
+    return r["length"] is not None
+
+
+def pairs(rows, engine, base, field):
+    """[(engine's, base's)] of the questions or rounds that both ran."""
+    theirs = {(r["id"], r.get("round")): r[field] for r in rows if r["engine"] == base and r.get(field) is not None}
+    return [(r[field], theirs[(r["id"], r.get("round"))]) for r in rows
+            if r["engine"] == engine and r.get(field) is not None and (r["id"], r.get("round")) in theirs]
+
+
+# ---- Quality ----
+
+def common(rows, names):
+    """The rows of the questions that all of `names` answered: their scores can stand in one column."""
+    ids = [{r["id"] for r in rows if r["engine"] == n} for n in names]
+    both = set.intersection(*ids) if ids else set()
+    return [r for r in rows if r["id"] in both and r["engine"] in names]
+
+
+def quality(model, rows):
+    """Scores by group of tasks, by task and over all, of the question sets (needles have their own grid)."""
+    mine, out = [r for r in answers_of(rows, model) if not is_needle(r)], []
+    names = [n for n in names_in(mine) if not n.startswith("llama.cpp")]
+    mine = common([r for r in mine if r["engine"] in names], names) if names else []
+    scopes = [(ALL, mine)]
+    scopes += [(g, [r for r in mine if r["group"] == g]) for g in sorted({r["group"] for r in mine})]
+    scopes += [("task " + t, [r for r in mine if r["task"] == t]) for t in sorted({r["task"] for r in mine})]
+    for row, some in scopes:
+        for name in names:
+            scores = [r["score"] for r in some if r["engine"] == name]
+            if not scores:
+                continue
+            out.append(figure(model, "quality", row, name, "score", stats.mean_interval(scores), len(scores), "high"))
+            both = pairs(some, name, "full", "score")
+            share = stats.share_interval(both) if name != "full" else None
+            if share:
+                out.append(figure(model, "quality", row, name, "share of full", share, len(both), "high"))
+            speed = stats.ratio([(b, a) for a, b in pairs(some, name, "full", "first_s")])
+            if speed and name != "full":
+                out.append(figure(model, "quality", row, name, "first token, times as fast as full", speed[:3], speed[3],
+                                  "high", "x"))
+            first = stats.spread([r["first_s"] for r in some if r["engine"] == name])
+            out.append(figure(model, "quality", row, name, "first_s", first, len(scores), "low", "s"))
+            for field in ("n_computed", "n_kept"):
+                out.append(figure(model, "quality", row, name, field,
+                                  stats.mean([r[field] for r in some if r["engine"] == name]), len(scores), "low", "tokens"))
+    return out
+
+
+def same_as_llama(model, rows):
+    """Does our full attention answer as llama.cpp does? Over all texts, short ones too."""
+    mine = [r for r in rows if r["kind"] == "answer" and r["model"] == model and "score" in r]
+    both, out = pairs(mine, "full", "llama.cpp", "score"), []
+    if both:
+        out.append(figure(model, "peer", ALL, "full", "score", stats.mean_interval([a for a, _ in both]), len(both), "high"))
+        out.append(figure(model, "peer", ALL, "llama.cpp", "score", stats.mean_interval([b for _, b in both]), len(both),
+                          "high"))
+        texts = pairs(mine, "full", "llama.cpp", "prediction")
+        out.append(figure(model, "peer", ALL, "full", "same words as llama.cpp",
+                          stats.mean([float(a.strip() == b.strip()) for a, b in texts]), len(texts), "high"))
+        speed = stats.ratio([(b, a) for a, b in pairs(mine, "full", "llama.cpp", "first_s")])
+        if speed:
+            out.append(figure(model, "peer", ALL, "full", "first token, times as fast as llama.cpp", speed[:3], speed[3],
+                              "high", "x"))
+    return out
+
+
+def needle_grid(model, rows):
+    mine, out = [r for r in answers_of(rows, model) if is_needle(r)], []
+    for task in sorted({r["task"] for r in mine}):
+        for name in names_in(mine):
+            some = [r for r in mine if r["task"] == task and r["engine"] == name]
+            for length in sorted({r["length"] for r in some}):
+                for depth in sorted({r["depth"] for r in some if r["length"] == length}):
+                    cell = [r["score"] for r in some if r["length"] == length and r["depth"] == depth]
+                    out.append(figure(model, "needle", "%s %d at %g" % (task, length, depth), name, "score",
+                                      stats.mean(cell), len(cell), "high"))
+                all_depths = [r["score"] for r in some if r["length"] == length]
+                out.append(figure(model, "needle", "%s %d" % (task, length), name, "score",
+                                  stats.mean_interval(all_depths), len(all_depths), "high"))
+    return out
+
+
+# ---- Cost ----
+
+def costs_of(rows, model):
+    return [r for r in rows if r["kind"] == "cost" and r["model"] == model and "error" not in r]
+
+
+def cost(model, rows):
+    mine, out = costs_of(rows, model), []
+    for n_tokens in sorted({r["n_tokens"] for r in mine}):
+        at = [r for r in mine if r["n_tokens"] == n_tokens]
+        for name in names_in(at):
+            some = [r for r in at if r["engine"] == name]
+            for field, (better, unit) in COSTS.items():
+                values = [r[field] for r in some if r.get(field) is not None]
+                if values:
+                    out.append(figure(model, "cost", str(n_tokens), name, field, stats.spread(values), len(values), better,
+                                      unit))
+            for base in BASES:
+                if base != name:
+                    out += cost_ratios(model, at, n_tokens, name, base)
+    return out
+
+
+def cost_ratios(model, at, n_tokens, name, base):
+    """engine / base of the same round; nothing from fewer than three rounds."""
+    out = []
+    for field in RATIOS:
+        found = stats.ratio(pairs(at, name, base, field))
+        if found:
+            out.append(figure(model, "ratio", str(n_tokens), name, "%s / %s" % (field, base), found[:3], found[3],
+                              COSTS[field][0], "x"))
+    return out
+
+
+def cost_points(rows, model, engine, field):
+    """[(tokens, median, least, most)]."""
+    mine, out = [r for r in costs_of(rows, model) if r["engine"] == engine and r.get(field)], []
+    for n in sorted({r["n_tokens"] for r in mine}):
+        out.append((n,) + stats.spread([r[field] for r in mine if r["n_tokens"] == n]))
+    return out
+
+
+FITTED = ["first_s", "second_s", "restart_s", "peak_bytes", "disk_bytes", "n_computed"]
+FAR_AWAY = [1 << 20, 10 * (1 << 20)]
+
+
+def fits(model, rows):
+    out = []
+    for name in names_in(costs_of(rows, model)):
+        for field in FITTED:
+            points = [p[:2] for p in cost_points(rows, model, name, field)]
+            fit = stats.power_fit(points)
+            if not fit:
+                continue
+            out.append(figure(model, "fit", field, name, "exponent", fit.exponent, fit.n))
+            out.append(figure(model, "fit", field, name, "error of the logarithm", fit.error, fit.n))
+            for n in FAR_AWAY:
+                out.append(figure(model, "fit", field, name, "at %d, extrapolated" % n, fit.at(n), fit.n, "",
+                                  COSTS[field][1]))
+    return out
+
+
+def fit_of(rows, model, engine, field):
+    return stats.power_fit([p[:2] for p in cost_points(rows, model, engine, field)])
+
+
+def everything(rows):
+    out = []
+    for model in models_of(rows):
+        for make in (quality, same_as_llama, needle_grid, cost, fits):
+            out += make(model, rows)
+    return out
+
+
+# ---- Where kvfold is worse than something else ----
+
+OURS = {"full": ["llama.cpp", "rag-bm25", "rag-minilm"], "infllm": ["full", "window", "rag-bm25", "rag-minilm", "keydiff"],
+        "lazyllm": ["full", "rag-bm25", "rag-minilm", "snapkv"]}
+
+
+def worse(found):
+    """[(figure of ours, figure of the other)] whose intervals are apart, the wrong way round."""
+    out = []
+    index = {(f["model"], f["section"], f["row"], f["engine"], f["figure"]): f for f in found}
+    for f in found:
+        if f["section"] not in ("quality", "cost", "needle", "peer") or f["low"] is None or f["row"].startswith("task "):
+            continue
+        if f["figure"] not in ("score", "first_s", "second_s", "restart_s", "write_tps", "peak_bytes", "disk_bytes"):
+            continue
+        if f["section"] == "quality" and f["figure"] != "score":
+            continue
+        for other in OURS.get(f["engine"], []):
+            o = index.get((f["model"], f["section"], f["row"], other, f["figure"]))
+            if not o or o["low"] is None or (f["section"] == "cost" and min(f["n"], o["n"]) < stats.MIN_PAIRS):
+                continue
+            if stats.moved(tuple(o[k] for k in ("value", "low", "high")),
+                           tuple(f[k] for k in ("value", "low", "high")), f["better"]) == "worse":
+                out.append((f, o))
+    return out
+
+
+# ---- Files ----
+
+def number(value):
+    return "" if value is None else "%.6g" % value
+
+
+def write_csv(path, found):
+    with open(path, "w", newline="", encoding="ascii") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(FIELDS)
+        for f in found:
+            writer.writerow([number(f[k]) if k in ("value", "low", "high") else f[k] for k in FIELDS])
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="ascii") as file:
+        out = list(csv.DictReader(file))
+    for f in out:
+        for k in ("value", "low", "high"):
+            f[k] = float(f[k]) if f[k] else None
+        f["n"] = int(f["n"])
+    return out
+
+
+def median_load(rows):
+    loads = [r["load"] for r in rows]
+    return (statistics.median(loads), max(loads)) if loads else (0.0, 0.0)
