@@ -15,6 +15,7 @@ import figures
 import plots
 import program
 import stats
+import tasks
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RESULTS = os.path.join(program.ROOT, "bench", "results")
@@ -110,9 +111,14 @@ def who(rows, about):
                 "retrieved prompt too: a score says how well they choose. Texts of at most %g budgets are left out "
                 "of the scores. lazyllm has no budget: it saves computing, not reading." % (
                     eng.NEAR_BUDGET, eng.FAR, eng.FAR_BUDGET, figures.WITHIN)))
-    out.append(("p", "llama.cpp runs with flash attention, repacked weights and batches of 512; its threads sleep while they "
-                "wait (`OMP_WAIT_POLICY=passive`), since on a shared machine its spinning made it some thirty times "
-                "slower."))
+    if about.get("llama"):
+        out.append(("p", "llama.cpp is that of llama-cpp-python %s. It runs with flash attention, repacked weights and batches "
+                    "of 512; its threads sleep while they wait (`OMP_WAIT_POLICY=passive`), since on a shared machine their "
+                    "spinning made it some thirty times slower.%s" % (
+                        about["llama"].replace(" | ", ", ").rstrip(", "), "" if "AMX_INT8 = 1" in about["llama"] or
+                        "amx" not in about.get("machine", {}).get("features", "") else
+                        " **It does without AMX, which kvfold uses here**: a build with AMX crashed on this kind of machine "
+                        "(`bench/results/README.md`).")))
     return out
 
 
@@ -134,7 +140,7 @@ def quality_table(found, model, kind, row):
 
 def by_group(found, model, prefix):
     mine = of(found, model, "quality")
-    rows = [r for r in unique(f["row"] for f in mine) if r != figures.ALL and r.startswith("task ") == prefix]
+    rows = [r for r in unique(f["row"] for f in mine) if r not in (figures.ALL, figures.FAST) and r.startswith("task ") == prefix]
     names = [n for n in eng.NAMES if any(f["engine"] == n for f in mine)]
     lines = []
     for row in rows:
@@ -159,8 +165,20 @@ def pareto_points(found, model):
 
 
 def quality(found, model):
-    if not of(found, model, "quality"):
-        return [("p", "Question sets: **not run** for `%s` (no data folder, or not begun)." % model)]
+    mine = of(found, model, "quality")
+    out = [] if mine else [("p", "Question sets: **not run** for `%s`: no data folder, or not begun, or only on texts that "
+                            "nearly fit into the budget." % model)]
+    if any(f["row"] == figures.ALL for f in mine):
+        out += over_all(found, model)
+    if any(f["row"] == figures.FAST for f in mine):
+        out += [("h", 3, "The set fast30"), ("p", "Picked among what a full cache answers: full attention is near 1.00 by "
+                                             "choice, and others can only lose. It shows what is lost, not who is best.")]
+        for kind, title in KINDS:
+            out += [("p", title + ":"), quality_table(found, model, kind, figures.FAST)]
+    return out
+
+
+def over_all(found, model):
     out = []
     for kind, title in KINDS:
         out += [("h", 3, title), quality_table(found, model, kind, figures.ALL)]
@@ -170,11 +188,10 @@ def quality(found, model):
                                       "time to first token: full / this (to the right is faster)", "score", front)]))
     if len(points) > 1:
         out.append(("p", "Nothing else is both faster and better than (Pareto front, bold): **%s**. All engines answered the "
-                    "same questions; the bars are 95 %% intervals, and they overlap widely: few questions show only large "
-                    "differences." % ", ".join(front)))
-    out += [("h", 3, "By kind of task"), by_group(found, model, False), ("p", "Best of the row in bold."),
-            ("h", 3, "By task"), by_group(found, model, True)]
-    return out
+                    "same questions, spread evenly over each task; the bars are 95 %% intervals, and they overlap widely: few "
+                    "questions show only large differences." % ", ".join(front)))
+    return out + [("h", 3, "By kind of task"), by_group(found, model, False), ("p", "Best of the row in bold."),
+                  ("h", 3, "By task"), by_group(found, model, True)]
 
 
 def peer(found, model):
@@ -191,10 +208,24 @@ def peer(found, model):
     return [("h", 3, "Full attention beside llama.cpp"), ("p", text)]
 
 
+def likelihood(found, model):
+    mine = of(found, model, "likelihood")
+    if not mine:
+        return [("h", 3, "Likelihood"), ("p", "**Not run.**")]
+    lines = []
+    for name in [n for n in eng.NAMES if get(found, model, "likelihood", figures.ALL, n, "nll")]:
+        f, more = (get(found, model, "likelihood", figures.ALL, name, w) for w in ("nll", "nll above full"))
+        lines.append([name, "%.3f" % f["value"], "%+.3f (%+.3f to %+.3f)" % tuple(more[k] for k in ("value", "low", "high")),
+                      f["n"]])
+    return [("h", 3, "Likelihood of how a text goes on"), ("p", "Mean negative log-likelihood in nats a token of the last part "
+            "of real texts, given all before; lower is better. Only engines that read one way whatever is asked."),
+            ("table", ["engine", "nll", "above full (95 %)", "texts"], lines)]
+
+
 def needles(found, model):
     mine = of(found, model, "needle")
     if not mine:
-        return [("h", 3, "Needles"), ("p", "**Not run.**")]
+        return [("h", 3, "Needles"), ("p", "**Not run**, or only in texts that nearly fit into the budget.")]
     out = [("h", 3, "Needles: one fact in a long text"), ("p", "Share found, by place of the fact (down) and length (across). "
            "The question stands after the text.")]
     cells = {}
@@ -395,11 +426,11 @@ def not_run(rows, found, about):
     out = []
     for model in figures.models_of(rows):
         lengths = sorted({r["n_tokens"] for r in figures.costs_of(rows, model)})
-        tasks = {f["row"][5:] for f in of(found, model, "quality") if f["row"].startswith("task ")}
-        want = sorted(t for names in __import__("tasks").KINDS.values() for t in names)
+        done = {f["row"][5:] for f in of(found, model, "quality") if f["row"].startswith("task ")}
+        want = sorted(t for names in tasks.KINDS.values() for t in names if t != "lm_nll")
         out.append("`%s`: costs at %s tokens; tasks without an answer here: %s." % (
             short(model), ", ".join(plots.size(n) for n in lengths) or "no length",
-            ", ".join(t for t in want if t not in tasks) or "none"))
+            ", ".join(t for t in want if t not in done) or "none"))
     for model, why in about.get("lacking", {}).items():
         out += ["`%s`, %s: %s." % (short(model), name, text) for name, text in why.items()]
     failed = [r for r in rows if "error" in r]
@@ -412,7 +443,8 @@ def not_run(rows, found, about):
 def all_of(rows, found, about):
     out = head(rows, about) + who(rows, about)
     for model in figures.models_of(rows):
-        out += [("h", 2, "Quality, %s" % model)] + quality(found, model) + peer(found, model) + needles(found, model)
+        out += [("h", 2, "Quality, %s" % model)] + quality(found, model) + peer(found, model) + needles(found, model) +\
+            likelihood(found, model)
         out += [("h", 2, "Cost, %s" % model)] + costs(rows, found, model)
         out += [("h", 2, "Scale, %s" % model)] + scale(rows, found, model)
     out += [("h", 2, "Where kvfold is worse")] + worse(found)

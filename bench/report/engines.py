@@ -166,6 +166,16 @@ class Engines:
                 "n_computed": round(s["n_computed_tokens"] * s.get("read_share", 1)),
                 "n_kept": kept(name, n, s["n_prompt_tokens"])}
 
+    def likelihood(self, name, context, going_on, n_tokens):
+        """Of the tokens of going_on, each given all before it."""
+        n = self.kvfold.count(going_on)
+        options = ["--positions"] + self.kvfold.session(policy(name, n_tokens))
+        run = program.Run(self.kvfold.command("perplexity", *options, "-"), (context + going_on).encode())
+        scored = [float(line.split()[2]) for line in run.text.split("\n") if line and line[0].isdigit()]
+        if scored[-1] == 0:  # the last position predicts nothing that is there
+            scored.pop()
+        return {"nll": -sum(scored[-n:]) / n, "n_scored": n}
+
     # ---- What two questions about one text cost ----
 
     def cost(self, name, text, n_tokens, questions, n_write):

@@ -19,7 +19,7 @@ COSTS = {  # figure: (what is good, unit)
     "n_computed": ("low", "tokens"), "n_kept": ("low", "tokens"), "joules": ("low", "J")}
 RATIOS = ["first_s", "second_s", "restart_s", "write_tps", "peak_bytes"]
 BASES = ["full", "llama.cpp"]
-ALL = "all tasks"
+ALL, FAST = "all tasks", "fast30"
 WITHIN = 1.25  # a text of at most this many budgets is read nearly as a whole by everything: it shows nothing
 
 
@@ -45,15 +45,12 @@ def answers_of(rows, model):
             r["n_tokens"] > WITHIN * eng.budget(r["n_tokens"])]
 
 
-def is_needle(r):
-    return r["length"] is not None
-
-
 def pairs(rows, engine, base, field):
     """[(engine's, base's)] of the questions or rounds that both ran."""
-    theirs = {(r["id"], r.get("round")): r[field] for r in rows if r["engine"] == base and r.get(field) is not None}
-    return [(r[field], theirs[(r["id"], r.get("round"))]) for r in rows
-            if r["engine"] == engine and r.get(field) is not None and (r["id"], r.get("round")) in theirs]
+    theirs = {(r["id"], r.get("part"), r.get("round")): r[field] for r in rows if r["engine"] == base and r.get(field) is not None}
+    return [(r[field], theirs[(r["id"], r.get("part"), r.get("round"))]) for r in rows
+            if r["engine"] == engine and r.get(field) is not None and
+            (r["id"], r.get("part"), r.get("round")) in theirs]
 
 
 # ---- Quality ----
@@ -65,15 +62,22 @@ def common(rows, names):
     return [r for r in rows if r["id"] in both and r["engine"] in names]
 
 
+def scopes_of(mine):
+    """(row, answers of the engines that answered all of its questions). fast30 stands alone: it was picked among what
+    full attention answers, so it shows losses only."""
+    sample, fast = ([r for r in mine if r["part"] == part] for part in ("tasks", "fast"))
+    by_task = [(t, [r for r in sample if r["task"] == t]) for t in sorted({r["task"] for r in sample})]
+    sample = common(sample, names_in(sample))
+    return [(ALL, sample)] + [(g, [r for r in sample if r["group"] == g]) for g in sorted({r["group"] for r in sample})] + [
+        ("task " + t, common(some, names_in(some))) for t, some in by_task] + [
+        (FAST, common(fast, names_in(fast)))]
+
+
 def quality(model, rows):
-    """Scores by group of tasks, by task and over all, of the question sets (needles have their own grid)."""
-    mine, out = [r for r in answers_of(rows, model) if not is_needle(r)], []
-    names = [n for n in names_in(mine) if not n.startswith("llama.cpp")]
-    mine = common([r for r in mine if r["engine"] in names], names) if names else []
-    scopes = [(ALL, mine)]
-    scopes += [(g, [r for r in mine if r["group"] == g]) for g in sorted({r["group"] for r in mine})]
-    scopes += [("task " + t, [r for r in mine if r["task"] == t]) for t in sorted({r["task"] for r in mine})]
-    for row, some in scopes:
+    """Scores over all tasks, by group and by task, and of fast30 (needles have their own grid)."""
+    mine, out = [r for r in answers_of(rows, model) if not r["engine"].startswith("llama.cpp")], []
+    for row, some in scopes_of(mine):
+        names = names_in(some)
         for name in names:
             scores = [r["score"] for r in some if r["engine"] == name]
             if not scores:
@@ -114,7 +118,7 @@ def same_as_llama(model, rows):
 
 
 def needle_grid(model, rows):
-    mine, out = [r for r in answers_of(rows, model) if is_needle(r)], []
+    mine, out = [r for r in answers_of(rows, model) if r["part"] == "needles"], []
     for task in sorted({r["task"] for r in mine}):
         for name in names_in(mine):
             some = [r for r in mine if r["task"] == task and r["engine"] == name]
@@ -126,6 +130,20 @@ def needle_grid(model, rows):
                 all_depths = [r["score"] for r in some if r["length"] == length]
                 out.append(figure(model, "needle", "%s %d" % (task, length), name, "score",
                                   stats.mean_interval(all_depths), len(all_depths), "high"))
+    return out
+
+
+def likelihood(model, rows):
+    """Negative log-likelihood, and how much higher than full attention's on the same texts."""
+    mine, out = [r for r in rows if r["kind"] == "likelihood" and r["model"] == model and "nll" in r], []
+    names = names_in(mine)
+    for name in names:
+        both = pairs(common(mine, names), name, "full", "nll")
+        if both:
+            out.append(figure(model, "likelihood", ALL, name, "nll", stats.mean_interval([a for a, _ in both]), len(both),
+                              "low", "nats"))
+            out.append(figure(model, "likelihood", ALL, name, "nll above full", stats.mean_interval([a - b for a, b in both]),
+                              len(both), "low", "nats"))
     return out
 
 
@@ -198,7 +216,7 @@ def fit_of(rows, model, engine, field):
 def everything(rows):
     out = []
     for model in models_of(rows):
-        for make in (quality, same_as_llama, needle_grid, cost, fits):
+        for make in (quality, same_as_llama, needle_grid, likelihood, cost, fits):
             out += make(model, rows)
     return out
 

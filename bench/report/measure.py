@@ -19,6 +19,7 @@ from program import say
 
 QUESTIONS = ["What happens at the beginning?", "Who is spoken of at the end, and what do they do?"]
 N_WRITE = 17
+LIKELY = ["full", "window", "infllm", "infllm-paper"]  # those that read one way, whatever is asked
 
 
 class Rows:
@@ -31,7 +32,7 @@ class Rows:
 
     @staticmethod
     def key(r):
-        return (r["kind"], r["model"], r["engine"], r["id"], r.get("round"))
+        return (r["kind"], r["model"], r["engine"], r["id"], r.get("round"), r.get("part"))
 
     def add(self, row):
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
@@ -68,8 +69,8 @@ class Bench:
         row.update({k: round(v, 5) if isinstance(v, float) else v for k, v in fields.items()})
         self.rows.add(row)
 
-    def missing(self, kind, name, ident, round_=None):
-        return (kind, self.model, name, ident, round_) not in self.rows.done
+    def missing(self, kind, name, ident, round_=None, part=None):
+        return (kind, self.model, name, ident, round_, part) not in self.rows.done
 
     def stumble(self, name, ident, failure):
         """A failure is a result, too: the row says what was said, and has no score."""
@@ -85,13 +86,13 @@ class Bench:
             return name not in eng.RETRIEVAL and not name.startswith("llama.cpp")
         return name != "llama.cpp" or case.n_tokens <= self.plan.llama_answers_to
 
-    def answers(self, cases):
+    def answers(self, part, cases):
         for i, case in enumerate(cases):
             if self.late():
                 say("out of time after %d of %d cases" % (i, len(cases)))
                 return
             names = [n for n in self.names if self.runs_here(n, case) and
-                     self.missing("answer", n, case.question.ident)]
+                     self.missing("answer", n, case.question.ident, None, part)]
             for name in self.in_turn(names):
                 try:
                     got = self.engines.answer(name, case)
@@ -100,11 +101,25 @@ class Bench:
                 except program.Failure as failure:
                     got = self.stumble(name, case.question.ident, failure)
                 depth = case.question.depth
-                self.keep("answer", name, case.question.ident, got, task=case.task, group=tasks.kind_of(case.task),
+                self.keep("answer", name, case.question.ident, got, part=part, task=case.task, group=tasks.kind_of(case.task),
                           n_tokens=case.n_tokens, length=case.length, depth=None if depth is None else round(depth, 3))
             if names:
                 say("%s %s %d/%d %s, %d tokens" % (time.strftime("%H:%M:%S"), self.model[:18], i + 1, len(cases),
                                                     case.question.ident, case.n_tokens))
+
+    # ---- Likelihood ----
+
+    def likelihoods(self, samples):
+        """Mean negative log-likelihood of what a text goes on with, in nats a token; lower is better."""
+        for ident, context, going_on, n_tokens in samples:
+            names = [n for n in LIKELY if n in self.names and self.engines.fits(n, n_tokens) and
+                     self.missing("likelihood", n, ident)]
+            for name in self.in_turn(names):
+                if self.late():
+                    return
+                got = self.attempt(lambda: {name: self.engines.likelihood(name, context, going_on, n_tokens)}, name,
+                                   ident, [name])
+                self.keep("likelihood", name, ident, got[name], n_tokens=n_tokens)
 
     # ---- Cost ----
 

@@ -14,14 +14,14 @@ import chapters
 import figures
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1180px; padding: 1.2em; color: #1b1b1b;
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1400px; padding: 1.2em; color: #1b1b1b;
   background: #fff; }
 h1 { font-size: 1.7em; margin-bottom: 0.2em; } h2 { margin-top: 2em; border-bottom: 2px solid #ddd; }
 h3 { margin-top: 1.6em; } code { background: #f2f2f2; padding: 0 0.25em; border-radius: 3px; }
 table { border-collapse: collapse; margin: 0.8em 0; font-size: 13px; } .wide { overflow-x: auto; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.25em 0.7em; text-align: right; white-space: nowrap; }
 th { background: #f6f6f6; } th:first-child, td:first-child { text-align: left; }
-td.words { text-align: left; white-space: normal; min-width: 14em; }
+td.words { text-align: left; white-space: normal; min-width: 12em; overflow-wrap: anywhere; }
 svg { margin: 0.6em 0.8em 0.6em 0; max-width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: #333; }
 svg text.t { font-weight: bold; font-size: 12px; } svg line.g { stroke: #e6e6e6; }
 """
@@ -35,7 +35,8 @@ def marked(text):
 
 
 def cell(tag, text):
-    words = ' class="words"' if tag == "td" and len(str(text)) > 48 else ""
+    n_letters = sum(c.isalpha() for c in str(text))
+    words = ' class="words"' if tag == "td" and n_letters > 14 else ""
     return "<%s%s>%s</%s>" % (tag, words, marked(text), tag)
 
 

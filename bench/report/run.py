@@ -8,9 +8,10 @@ same model (BM25; MiniLM embeddings, where the Python packages numpy and gt-all-
 (where --python, or this interpreter, has llama-cpp-python). What is not there is left out, and the report says so.
 
 Parts      fast     the set fast30 of the data folder (--data or $KVFOLD_DATA; SKIP without it)
-           tasks    --per-task questions of every task of the data folder
-           needles  one fact in a long text, over depth and length
-           costs    first and second question, restart, memory and disk, by length; at least 3 rounds for a ratio
+           tasks       --per-task questions of every task of the data folder
+           likelihood  of how its texts go on
+           needles     one fact in a long text, over depth and length
+           costs       first and second question, restart, memory and disk, by length; at least 3 rounds for a ratio
 
 Rows go to OUT/rows.jsonl as they come; a stopped run goes on. At the end, or with --report, OUT gets report.html,
 report.md and figures.csv. --quick is for continuous integration: no data folder, and a random model of the test data
@@ -31,7 +32,7 @@ import program
 import tasks
 from program import say
 
-PARTS = ["fast", "costs", "needles", "tasks"]
+PARTS = ["fast", "costs", "needles", "tasks", "likelihood"]
 MODELS = ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 TINY = os.path.join(program.ROOT, "tests", "data", "tiny", "qwen2.gguf")
 
@@ -60,12 +61,14 @@ def have_model(name):
                  if os.path.isfile(p)), None)
 
 
-def has_llama(python):
+def llama_words(python):
+    """Version and instruction sets of the interpreter's llama.cpp; '' if it has none."""
+    code = "import llama_cpp as p, llama_cpp.llama_cpp as a; print(p.__version__, a.llama_print_system_info().decode())"
     try:
-        return subprocess.run([python, "-c", "import llama_cpp"], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, check=False).returncode == 0
+        run = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     except OSError:
-        return False
+        return ""
+    return run.stdout.decode().strip().split("\n")[-1] if run.returncode == 0 else ""
 
 
 def fast30(data):
@@ -98,16 +101,17 @@ def open_model(args, plan, rows, path, commit):
     bench = measure.Bench(eng.Engines(kvfold, args.python, args.scratch), rows, plan, commit)
     for name, why in bench.lacking.items():
         say("SKIP %s: %s" % (name, why))
-    if not tasks.has_data(args.data) and {"fast", "tasks"} & set(plan.parts):
-        say("SKIP fast30 and tasks: there is no data folder; name it with --data or $KVFOLD_DATA")
+    if not tasks.has_data(args.data) and {"fast", "tasks", "likelihood"} & set(plan.parts):
+        say("SKIP fast30, tasks and likelihood: there is no data folder; name it with --data or $KVFOLD_DATA")
     return bench
 
 
 def run_model(bench, plan, data):
     texts = measure.Texts(bench.kvfold, data)
-    steps = {"fast": lambda: bench.answers(fast30(data)),
-             "needles": lambda: bench.answers(needles(plan, bench.kvfold, data)),
-             "tasks": lambda: bench.answers(from_tasks(plan, data))}
+    steps = {"fast": lambda: bench.answers("fast", fast30(data)),
+             "needles": lambda: bench.answers("needles", needles(plan, bench.kvfold, data)),
+             "tasks": lambda: bench.answers("tasks", from_tasks(plan, data)),
+             "likelihood": lambda: bench.likelihoods(tasks.likelihoods(data, plan.longest))}
     rounds = list(range(plan.rounds))
     for part in plan.parts:  # a round of costs between other parts: what lasts hours is measured over hours
         if part in steps:
@@ -124,7 +128,7 @@ def note(args, about, bench):
     commands = about.setdefault("commands", [])
     if program.command_line(sys.argv) not in commands:
         commands.append(program.command_line(sys.argv))
-    about["machine"] = measure.machine()
+    about.update(machine=measure.machine(), llama=args.llama)
     if bench.kvfold.model == TINY:
         about["noise"] = True
     os.makedirs(args.out, exist_ok=True)
@@ -186,7 +190,8 @@ def settle(args):
     args.out = args.out or os.path.join(program.ROOT, "bench", "results",
                                         program.cpu_slug() + ("-quick" if args.quick else ""))
     args.python = args.python or sys.executable
-    if not has_llama(args.python):
+    args.llama = llama_words(args.python)
+    if not args.llama:
         args.python = None
 
 

@@ -1,7 +1,7 @@
 """tasks.py - what is asked: generated contexts, and tasks of the data folder, as cases of one kind.
 
-A case is a text with its questions; contexts.py of bench/longcontext makes and reads them, here they are
-only chosen: evenly over each task, so that a smaller number of questions is a sample of the larger.
+A case is one question about one text; contexts.py of bench/longcontext makes and reads them, here they are only
+chosen, evenly over each task.
 
 SPDX-License-Identifier: Apache-2.0
 """
@@ -19,8 +19,6 @@ KINDS = {"multi-document": ["hotpot_multidoc", "nq_multidoc", "squad_multi", "fa
          "summary, meetings": ["squality_summ", "qmsum_query"],
          "code": ["code_find_func", "code_line_owner", "code_next_line"],
          "likelihood": ["lm_nll"]}
-QUICK = ["nq_multidoc", "fairytale_qa", "code_line_owner", "paperqa_mc"]
-NEEDLES = ("passkey", "niah_single", "number_string", "niah_multikey", "kv")
 
 
 class Case:
@@ -70,24 +68,7 @@ def from_data(data, task, n, longest):
     return out
 
 
-def generated(g, kind, task, length, sample, n, count):
-    """At most n cases of one generated sample."""
-    made = contexts.generated(g, kind, task, length, sample, "1", count)
-    pairs = [(c, q) for c in made for q in c.questions]
-    return [Case(c, q, q.metric) for c, q in evenly(pairs, n)]
-
-
-def gather(plan, data, count):
-    """The cases of a plan, short texts first, the tasks of one length in turn."""
-    kind, g = contexts.generator(data)
-    blocks = []
-    for length in plan.lengths:
-        for sample in range(plan.samples):
-            for task in plan.tasks:
-                if length <= plan.task_to.get(task, 1 << 40):
-                    blocks.append(generated(g, kind, task, length, sample, plan.per_context, count))
-    for task in plan.data_tasks:
-        if has_data(data):
-            blocks.append(from_data(data, task, plan.per_task, plan.data_to))
-    blocks = [b for b in blocks if b]
-    return sorted(blocks, key=lambda b: max(c.n_tokens for c in b))
+def likelihoods(data, longest):
+    """[(ident, text, what it goes on with, tokens)], short ones first."""
+    rows = data_rows(data, "lm_nll", longest) if has_data(data) else []
+    return [(r["id"], r["context"], r["answers"][0], r["n_tokens"]) for r in sorted(rows, key=lambda r: r["n_tokens"])]

@@ -1,0 +1,277 @@
+"""test_report.py - the arithmetic of bench/report, and its quick run from end to end on a random model.
+
+The run needs the program: $KVFOLD_PROGRAM names it (ctest does); without it that part says SKIP.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+REPORT = os.path.join(ROOT, "bench", "report")
+sys.dont_write_bytecode = True
+sys.path.insert(0, REPORT)
+import compare  # noqa: E402
+import engines  # noqa: E402
+import figures  # noqa: E402
+import minilm  # noqa: E402
+import page  # noqa: E402
+import plots  # noqa: E402
+import rag  # noqa: E402
+import readme  # noqa: E402
+import stats  # noqa: E402
+
+
+def answer(engine, ident, score, first_s=1.0, **more):
+    row = {"kind": "answer", "model": "m", "engine": engine, "id": ident, "part": "tasks", "task": "t", "group": "g", "score": score,
+           "n_tokens": 4000, "length": None, "depth": None, "first_s": first_s, "n_computed": 10, "n_kept": 10,
+           "prediction": "x", "load": 0.0, "date": "2026-01-01T00:00:00", "commit": "c"}
+    return dict(row, **more)
+
+
+def cost(engine, n_tokens, round_, first_s):
+    return {"kind": "cost", "model": "m", "engine": engine, "id": "cost-%d" % n_tokens, "n_tokens": n_tokens,
+            "round": round_, "first_s": first_s, "second_s": 0.1, "restart_s": first_s + 1, "load": 0.0,
+            "date": "2026-01-01T00:00:00", "commit": "c"}
+
+
+class Statistics(unittest.TestCase):
+    def test_no_ratio_from_fewer_than_three_pairs(self):
+        self.assertIsNone(stats.ratio([(1.0, 2.0), (1.0, 2.0)]))
+        self.assertIsNone(stats.ratio([(1.0, 2.0), (1.0, 2.0), (1.0, 0.0), (None, 1.0)]))
+
+    def test_a_ratio_is_the_median_of_the_pairs_ratios(self):
+        self.assertEqual(stats.ratio([(1.0, 2.0), (9.0, 1.0), (3.0, 3.0)]), (1.0, 0.5, 9.0, 3))
+
+    def test_the_interval_holds_the_mean_and_narrows_with_more_items(self):
+        few, many = [0.0, 1.0] * 5, [0.0, 1.0] * 200
+        mean, low, high = stats.mean_interval(few)
+        self.assertTrue(low < mean < high)
+        self.assertLess(stats.mean_interval(many)[2] - stats.mean_interval(many)[1], (high - low) / 3)
+
+    def test_the_interval_covers_the_truth_about_19_times_of_20(self):
+        import random
+        rng, hits = random.Random(7), 0
+        for _ in range(200):
+            _, low, high = stats.mean_interval([float(rng.random() < 0.4) for _ in range(60)])
+            hits += low <= 0.4 <= high
+        self.assertTrue(178 <= hits <= 200, hits)
+
+    def test_the_same_items_give_the_same_interval(self):
+        values = [0.1, 0.4, 0.9, 0.3]
+        self.assertEqual(stats.mean_interval(values), stats.mean_interval(values))
+
+    def test_empty_input_has_no_figure(self):
+        self.assertIsNone(stats.mean_interval([]))
+        self.assertIsNone(stats.spread([]))
+        self.assertIsNone(stats.share_interval([]))
+        self.assertIsNone(stats.power_fit([]))
+
+    def test_a_share_of_nothing_is_no_figure(self):
+        self.assertIsNone(stats.share_interval([(0.5, 0.0)] * 4))
+
+    def test_a_share_is_of_sums_and_paired(self):
+        self.assertAlmostEqual(stats.share_interval([(1.0, 1.0), (0.0, 1.0), (1.0, 2.0), (2.0, 0.0)])[0], 1.0)
+
+    def test_a_power_law_is_found_again(self):
+        fit = stats.power_fit([(n, 3e-6 * n ** 1.7) for n in (1024, 4096, 16384, 65536)])
+        self.assertAlmostEqual(fit.exponent, 1.7, places=9)
+        self.assertAlmostEqual(fit.at(1 << 20) / (3e-6 * (1 << 20) ** 1.7), 1.0, places=9)
+        self.assertAlmostEqual(fit.error, 0.0, places=6)
+
+    def test_two_lengths_make_no_law(self):
+        self.assertIsNone(stats.power_fit([(1, 1.0), (2, 2.0), (2, 2.1)]))
+
+    def test_the_front_has_what_nothing_beats(self):
+        points = [("a", 1.0, 0.5), ("b", 2.0, 0.9), ("worse", 2.0, 0.5), ("c", 0.5, 0.1), ("same as a", 1.0, 0.5)]
+        self.assertEqual(stats.pareto(points), ["a", "b", "c", "same as a"])
+
+    def test_touching_intervals_are_noise(self):
+        self.assertIsNone(stats.moved((1.0, 0.9, 1.1), (1.2, 1.1, 1.3), "high"))
+        self.assertEqual(stats.moved((1.0, 0.9, 1.1), (1.3, 1.2, 1.4), "high"), "better")
+        self.assertEqual(stats.moved((1.0, 0.9, 1.1), (1.3, 1.2, 1.4), "low"), "worse")
+        self.assertIsNone(stats.moved((1.0, 1.0, 1.0), (1.01, 1.01, 1.01), "low", 0.05))
+
+
+class Figures(unittest.TestCase):
+    def test_scores_in_a_column_are_of_the_same_questions(self):
+        rows = [answer("full", "q%d" % i, 1.0) for i in range(5)] + [answer("window", "q%d" % i, 0.0) for i in range(1, 4)]
+        found = [f for f in figures.quality("m", rows) if f["figure"] == "score" and f["row"] == figures.ALL]
+        self.assertEqual([(f["engine"], f["n"], f["value"]) for f in found], [("full", 3, 1.0), ("window", 3, 0.0)])
+
+    def test_texts_within_the_budget_are_left_out(self):
+        self.assertEqual(figures.quality("m", [answer("full", "q", 1.0, n_tokens=engines.NEAR_BUDGET)]), [])
+
+    def test_a_failed_row_is_no_score(self):
+        rows = [answer("full", "q", 1.0)]
+        del rows[0]["score"]
+        self.assertEqual(figures.everything([dict(rows[0], error="e")]), [])
+
+    def test_ratios_need_three_common_rounds(self):
+        rows = [cost("full", 1024, i, 2.0) for i in range(3)] + [cost("window", 1024, i, 1.0) for i in (0, 1)]
+        self.assertFalse([f for f in figures.cost("m", rows) if f["section"] == "ratio"])
+        rows.append(cost("window", 1024, 2, 1.0))
+        found = [f for f in figures.cost("m", rows) if f["figure"] == "first_s / full"]
+        self.assertEqual([(f["engine"], f["value"], f["n"]) for f in found], [("window", 0.5, 3)])
+
+    def test_figures_come_back_from_their_file(self):
+        found = figures.everything([cost("full", n, i, n * 1e-3) for n in (1024, 2048, 4096) for i in range(3)])
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "figures.csv")
+            figures.write_csv(path, found)
+            again = figures.read_csv(path)
+        self.assertEqual(len(again), len(found))
+        self.assertEqual([f["n"] for f in again], [f["n"] for f in found])
+        self.assertTrue(math.isclose(next(f["value"] for f in again if f["figure"] == "exponent"), 1.0, rel_tol=1e-5))
+
+    def test_where_ours_loses_is_found_and_where_it_wins_is_not(self):
+        rows = [cost("infllm", 1024, i, 3.0 + 0.1 * i) for i in range(3)] + [cost("full", 1024, i, 1.0) for i in range(3)]
+        pairs = [(f["engine"], o["engine"], f["figure"]) for f, o in figures.worse(figures.everything(rows))]
+        self.assertIn(("infllm", "full", "first_s"), pairs)
+        self.assertNotIn(("full", "infllm", "first_s"), pairs)
+
+
+class Compare(unittest.TestCase):
+    def figures_of(self, seconds):
+        return figures.everything([cost("full", 1024, i, seconds + 0.01 * i) for i in range(3)])
+
+    def test_a_report_has_not_moved_from_itself(self):
+        found, n = compare.moved(self.figures_of(1.0), self.figures_of(1.0), 0.05, 0.1)
+        self.assertEqual(found, [])
+        self.assertGreater(n, 0)
+
+    def test_twice_the_time_is_worse_and_half_is_better(self):
+        found, _ = compare.moved(self.figures_of(1.0), self.figures_of(2.0), 0.05, 0.1)
+        self.assertIn(("worse", "first_s"), [(way, f["figure"]) for way, _, f in found])
+        found, _ = compare.moved(self.figures_of(2.0), self.figures_of(1.0), 0.05, 0.1)
+        self.assertEqual({way for way, _, _ in found}, {"better"})
+
+    def test_a_slower_hour_is_no_change_where_ratios_stand(self):
+        def report(factor):
+            rows = [cost(e, 1024, i, t * factor + 0.01 * i) for e, t in (("full", 2.0), ("window", 1.0)) for i in range(3)]
+            return figures.everything(rows)
+        found, _ = compare.moved(report(1.0), report(1.5), 0.05, 0.1)
+        self.assertNotIn(("window", "first_s"), [(f["engine"], f["figure"]) for _, _, f in found])
+
+
+class Retrieval(unittest.TestCase):
+    def test_escapes_of_tokens_become_their_bytes(self):
+        self.assertEqual(rag.unescape(r".\n\n"), b".\n\n")
+        self.assertEqual(rag.unescape(r"a\\n\tb\xe2\x82"), b"a\\n\tb\xe2\x82")
+        self.assertEqual(rag.unescape(""), b"")
+
+    def test_passages_cover_all_tokens_once_and_end_with_sentences(self):
+        tokens = ([b" word"] * 19 + [b"."]) * 20
+        bounds = rag.passages(tokens, 128, 32)
+        self.assertEqual(bounds[0][0], 0)
+        self.assertEqual(bounds[-1][1], len(tokens))
+        for (_, end), (first, _) in zip(bounds, bounds[1:]):
+            self.assertEqual(end, first)
+            self.assertEqual(tokens[end - 1], b".")
+        self.assertTrue(all(0 < b - a <= 128 for a, b in bounds))
+
+    def test_a_text_without_sentences_is_cut_at_the_limit(self):
+        self.assertEqual(rag.passages([b"x"] * 300, 128, 32), [(0, 128), (128, 256), (256, 300)])
+        self.assertEqual(rag.passages([], 128, 32), [])
+
+    def test_the_budget_is_filled_to_the_last_token_in_the_texts_order(self):
+        bounds = [(0, 100), (100, 200), (200, 300)]
+        self.assertEqual(rag.fill(bounds, [0.1, 0.3, 0.2], 150), [(100, 200), (200, 250)])
+        self.assertEqual(rag.fill(bounds, [0.3, 0.1, 0.2], 1000), bounds)
+        self.assertEqual(rag.fill(bounds, [0, 0, 0], 0), [])
+
+    def test_bm25_finds_the_rare_word_and_prefers_the_shorter_text(self):
+        index = rag.Bm25(["the cat and the dog", "the quick fox", "the quick fox and the dog and the cat and the hen"])
+        scores = index.scores("quick fox?")
+        self.assertEqual(scores[0], 0.0)
+        self.assertTrue(scores[1] > scores[2] > 0)
+        self.assertEqual(rag.Bm25([]).scores("x"), [])
+
+    def test_bm25_is_the_published_formula(self):
+        # Two texts of lengths 1 and 3, average 2; "a" in both (idf log(1 + 0.5 / 2.5)).
+        want = math.log(1 + 0.5 / 2.5) * 1 * 2.2 / (1 + 1.2 * (0.25 + 0.75 * 0.5))
+        self.assertAlmostEqual(rag.Bm25(["a", "a b c"]).scores("a")[0], want, places=12)
+
+    def test_word_pieces_are_longest_first(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("[PAD]\n[UNK]\n[CLS]\n[SEP]\nun\n##aff\n##able\n##a\ncafe\n!\n")
+            file.flush()
+            pieces = minilm.WordPieces(file.name)
+        self.assertEqual(pieces.text("Unaffable caf\u00e9!"), [4, 5, 6, 8, 9])
+        self.assertEqual(pieces.text("xyz"), [1])
+        self.assertEqual(pieces.text("x" * 101), [1])
+
+    @unittest.skipIf(minilm.why_not(), "SKIP: %s" % minilm.why_not())
+    def test_embeddings_are_those_of_the_models_card(self):
+        a, b, c = (minilm.model().embed(t)[0] for t in ("That is a happy person", "That is a very happy person",
+                                                        "Today is a sunny day"))
+        self.assertAlmostEqual(float(a @ b), 0.943, places=3)
+        self.assertAlmostEqual(float(a @ c), 0.257, places=3)
+
+
+class Pictures(unittest.TestCase):
+    def test_a_picture_is_well_formed(self):
+        import xml.etree.ElementTree as tree
+        points = {"full": [(1024, 1.0, 0.9, 1.2), (4096, 5.0, 4.0, 6.0)], "a<b": [(1024, 2.0, 2.0, 2.0)]}
+        for svg in (plots.lines("T & t", points, "x", "y"), plots.heat("h", {(0.5, 1024): (0.5, 1)}, [1024], [0.5]),
+                    plots.scatter("s", [("full", 1.0, 0.5, 0.4, 0.6)], "x", "y", ["full"])):
+            tree.fromstring(svg)
+            self.assertNotIn("nan", svg)
+
+    def test_nothing_to_show_is_no_picture(self):
+        self.assertEqual(plots.lines("t", {}, "x", "y"), "")
+        self.assertEqual(plots.scatter("t", [], "x", "y", []), "")
+
+    def test_text_cannot_become_markup(self):
+        self.assertIn("&lt;script&gt;", page.html_block(("p", "<script>")))
+
+
+class Readme(unittest.TestCase):
+    def test_only_the_marked_block_changes(self):
+        text = "before\n%s\nold\n%s\nafter\n" % (readme.BEGIN, readme.END)
+        self.assertEqual(readme.replaced(text, "new"), "before\n%s\nnew\n%s\nafter\n" % (readme.BEGIN, readme.END))
+
+    def test_a_text_without_marks_is_refused(self):
+        with self.assertRaises(ValueError):
+            readme.replaced("no marks", "new")
+
+    def test_the_readme_is_what_its_report_says(self):
+        self.assertEqual(readme.main(["--check"]), 0)
+
+
+@unittest.skipUnless(os.environ.get("KVFOLD_PROGRAM"), "SKIP: $KVFOLD_PROGRAM does not name the program")
+class QuickRun(unittest.TestCase):
+    def test_the_quick_run_writes_a_whole_report_and_goes_on_where_it_stopped(self):
+        tiny = os.path.join(ROOT, "tests", "data", "tiny", "qwen2.gguf")
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-B", os.path.join(REPORT, "run.py"), "--quick", "--model", tiny, "--threads", "1",
+                       "--kvfold", os.environ["KVFOLD_PROGRAM"], "--engines", "full,window,infllm,lazyllm,rag-bm25",
+                       "--out", out]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            with open(os.path.join(out, "rows.jsonl"), encoding="utf-8") as file:
+                rows = [json.loads(line) for line in file]
+            self.assertFalse([r["error"] for r in rows if "error" in r])
+            self.assertEqual({r["engine"] for r in rows}, {"full", "window", "infllm", "lazyllm", "rag-bm25"})
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            with open(os.path.join(out, "rows.jsonl"), encoding="utf-8") as file:
+                self.assertEqual(len(file.readlines()), len(rows))
+            with open(os.path.join(out, "report.html"), encoding="ascii") as file:
+                html = file.read()
+            self.assertFalse(re.search(r"(src|href)=", html), "the page needs other files")
+            self.assertIn("not run", html)
+            self.assertIn("random model", html)
+            found = figures.read_csv(os.path.join(out, "figures.csv"))
+            self.assertTrue([f for f in found if f["section"] == "ratio" and f["n"] >= stats.MIN_PAIRS])
+            same = subprocess.run([sys.executable, "-B", os.path.join(REPORT, "compare.py"), out, out], check=False,
+                                  stdout=subprocess.DEVNULL)
+            self.assertEqual(same.returncode, 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
