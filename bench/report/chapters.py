@@ -54,7 +54,7 @@ def quantity(f):
         return ""
     v, unit = f["value"], f["unit"]
     if unit == "bytes":
-        return "%.0f MB" % (v / 1e6) if v >= 1e5 else "%.0f" % v
+        return "%.0f MB" % (v / 1e6) if v >= 1e6 else "%.0f kB" % (v / 1e3) if v else "0"
     if unit == "s":
         return "%.2f s" % v if v < 100 else "%.0f s" % v
     return "%.3g" % v if v < 1000 else "%.0f" % v
@@ -114,7 +114,7 @@ def who(rows, about):
     if about.get("llama"):
         out.append(("p", "llama.cpp is that of llama-cpp-python %s. It runs with flash attention, repacked weights and batches "
                     "of 512; its threads sleep while they wait (`OMP_WAIT_POLICY=passive`), since on a shared machine their "
-                    "spinning made it some thirty times slower.%s" % (
+                    "spinning made it some thirty times slower. Its peak memory has some 40 MB of Python and bindings in it.%s" % (
                         about["llama"].replace(" | ", ", ").rstrip(", "), "" if "AMX_INT8 = 1" in about["llama"] or
                         "amx" not in about.get("machine", {}).get("features", "") else
                         " **It does without AMX, which kvfold uses here**: a build with AMX crashed on this kind of machine "
@@ -309,55 +309,90 @@ def scale(rows, found, model):
     if not mine:
         return [("p", "**No fit**: it needs three lengths.")]
     measured = sorted({r["n_tokens"] for r in figures.costs_of(rows, model)})
-    out = [("p", "Power laws fitted to the medians by length (least squares in the logarithms), %s to %s tokens measured. "
-            "Figures at 1M and 10M tokens are **extrapolated, not measured**, %.0f and %.0f times beyond the longest text: they "
-            "hold as far as the exponent does. Exponents above 1 grow while attention's share grows; below a few thousand "
-            "tokens fixed costs hide them. Engines that stop at the trained length (%s) cannot go there at all." % (
+    out = [("p", "Power laws fitted to the medians by length (least squares in the logarithms), %s to %s tokens measured; for "
+            "engines with a budget only lengths with the same budget. Figures at 1M and 10M tokens are **extrapolated, not "
+            "measured**, %.0f and %.0f times beyond the longest text: they hold as far as the exponent does, and exponents grow "
+            "with attention's share, which fixed costs hide below a few thousand tokens. \"No law\": an exponent below 0.5 is that "
+            "of fixed costs, a scatter above 0.5 that of a busy hour. Engines that stop at the trained "
+            "length cannot go there at all. What `infllm` costs with its defaults is extrapolated below from longer texts." % (
                 plots.size(measured[0]), plots.size(measured[-1]), figures.FAR_AWAY[0] / measured[-1],
-                figures.FAR_AWAY[1] / measured[-1], "full, window, keydiff, snapkv, lazyllm, llama.cpp"))]
+                figures.FAR_AWAY[1] / measured[-1]))]
     lines = []
-    for field, title in (("first_s", "first question"), ("restart_s", "after a restart"), ("peak_bytes", "peak memory"),
-                         ("disk_bytes", "on disk"), ("n_computed", "tokens computed")):
+    for field, title in (("first_s", "first question"), ("restart_s", "after a restart"), ("disk_bytes", "on disk"),
+                         ("n_computed", "tokens computed")):
         for name in [n for n in eng.NAMES if get(found, model, "fit", field, n, "exponent")]:
             e = get(found, model, "fit", field, name, "exponent")
             goes = name.startswith(("infllm", "rag-"))
-            far = [quantity(get(found, model, "fit", field, name, "at %d, extrapolated" % n)) if goes else "beyond the model"
-                   for n in figures.FAR_AWAY]
+            far = [quantity(get(found, model, "fit", field, name, "at %d, extrapolated" % n)) or "no law"
+                   if goes else "beyond the model" for n in figures.FAR_AWAY]
             err = get(found, model, "fit", field, name, "error of the logarithm")
             lines.append([title, name, "n^%.2f" % e["value"], "%.2f" % err["value"], e["n"]] + far)
     out.append(("table", ["cost", "engine", "law", "scatter (log)", "lengths", "1M tokens", "10M tokens"], lines))
-    return out + readers(found, model) + earlier()
+    return out + [("svg", law_pictures(rows, model))] + earlier()
 
 
-def readers(found, model):
-    disk = get(found, model, "fit", "disk_bytes", "infllm", "at %d, extrapolated" % figures.FAR_AWAY[1])
-    if not disk:
-        return []
-    return [("p", "One store and many readers: the bytes on disk are there once, each reader adds its own process only. Of "
-             "10M tokens that is about %.0f GB of store, extrapolated; many readers at once were **not run**." % (
-                 disk["value"] / 1e9))]
+def law_pictures(rows, model):
+    out = []
+    for field, title, label in (("first_s", "First question", "s to first token"), ("restart_s", "After a restart", "s"),
+                                ("disk_bytes", "On disk", "bytes")):
+        laws_of = {}
+        for name in figures.names_in(figures.costs_of(rows, model)):
+            points = figures.fit_points(rows, model, name, field)
+            fit = stats.power_fit(points)
+            if fit and figures.is_telling(fit):
+                laws_of[name] = (points, fit)
+        out.append(plots.laws(title + ": fitted, dotted where nothing was measured", laws_of, "tokens of the text", label,
+                              figures.FAR_AWAY[1]))
+    return [p for p in out if p]
+
+
+def earlier_groups():
+    """(what, tokens, unit) -> values, of bench/speed_long.py on this kind of machine."""
+    groups = {}
+    names = {"read, to be asked": "read"}
+    for path in sorted(glob.glob(os.path.join(RESULTS, "speed_long", "*-%s*.csv" % program.cpu_slug()))):
+        with open(path, newline="", encoding="utf-8") as file:
+            for r in csv.DictReader(file):
+                what = names.get(r["what"], r["what"])
+                if what in ("read", "first", "store on disk", "peak memory, reading", "anonymous memory, asking"):
+                    groups.setdefault((what, int(r["tokens"]), r["unit"]), []).append(float(r["value"]))
+    return groups
 
 
 def earlier():
-    """Figures of other harnesses on this kind of machine, for lengths that this report's run did not reach."""
-    lines = []
-    for path in sorted(glob.glob(os.path.join(RESULTS, "speed_long", "*-%s*.csv" % program.cpu_slug()))):
-        with open(path, newline="", encoding="utf-8") as file:
-            kept = [r for r in csv.DictReader(file)
-                    if r["what"] in ("read", "first", "store on disk", "peak memory, reading", "anonymous memory, asking")]
-        groups = {}
-        for r in kept:
-            groups.setdefault((r["what"], int(r["tokens"]), r["unit"], r["commit"]), []).append(float(r["value"]))
-        for (what, n, unit, commit), values in sorted(groups.items()):
-            v, low, high = stats.spread(values)
-            f = {"value": v, "low": low, "high": high, "unit": unit, "n": len(values)}
-            lines.append([what, plots.size(n), with_spread(f) + (" tokens/s" if unit == "tokens/s" else ""), len(values),
-                          commit])
-    if not lines:
+    """Longer texts than this report's run reached, and what 10M tokens would cost by them."""
+    groups = earlier_groups()
+    if not groups:
         return []
-    return [("h", 3, "Longer texts, from earlier runs"), ("p", "Of `bench/results/speed_long/`, by `bench/speed_long.py` with "
-            "infllm and the 0.5B model: another commit, another hour. \"first\" is the first token of a new process."),
-            ("table", ["what", "tokens", "value", "n", "commit"], lines)]
+    lines = []
+    for (what, n, unit), values in sorted(groups.items()):
+        v, low, high = stats.spread(values)
+        f = {"value": v, "low": low, "high": high, "unit": unit, "n": len(values)}
+        lines.append([what, plots.size(n), with_spread(f) + (" tokens/s" if unit == "tokens/s" else ""), len(values)])
+    out = [("h", 3, "Longer texts, from earlier runs"), ("p", "Of `bench/results/speed_long/`, by `bench/speed_long.py` with "
+            "`infllm` as it is by default and the 0.5B model: other commits, other hours. \"first\" is the first token of a new "
+            "process."), ("table", ["what", "tokens", "value", "n"], lines)]
+    return out + extrapolated(groups)
+
+
+def extrapolated(groups):
+    far, words = figures.FAR_AWAY[1], []
+    fit = stats.power_fit([(n, n / stats.spread(v)[0]) for (what, n, _), v in groups.items() if what == "read"])
+    if fit:
+        words.append("reading grows as %s over %s to %s tokens (%d lengths), so 10M tokens would take about %.1f hours" % (
+            fit, plots.size(fit.least), plots.size(fit.most), fit.n, fit.at(far) / 3600))
+    disk = {n: stats.spread(v)[0] / n for (what, n, _), v in groups.items() if what == "store on disk"}
+    if disk:
+        words.append("the store takes %s bytes a token, so about %.0f GB" % (
+            " and ".join("%.0f (at %s)" % (v, plots.size(n)) for n, v in sorted(disk.items())), disk[max(disk)] * far / 1e9))
+    anon = [stats.spread(v)[0] for (what, _, _), v in sorted(groups.items()) if what == "anonymous memory, asking"]
+    if anon:
+        words.append("each process that asks holds some %.0f MB of its own (at %d lengths) beside the mapped model and store, "
+                     "which all readers share: the store is there once, however many ask" % (anon[-1] / 1e6, len(anon)))
+    if not words:
+        return []
+    return [("p", "**Extrapolated to 10M tokens, with the 0.5B model: %s.** Nothing beyond 256K tokens was measured here, nor "
+             "several readers at once." % "; ".join(words))]
 
 
 # ---- Where kvfold is worse, video, method ----

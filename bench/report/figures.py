@@ -189,28 +189,38 @@ def cost_points(rows, model, engine, field):
     return out
 
 
-FITTED = ["first_s", "second_s", "restart_s", "peak_bytes", "disk_bytes", "n_computed"]
+FITTED = ["first_s", "second_s", "restart_s", "disk_bytes", "n_computed"]
+TELLING = 0.5  # a smaller exponent is that of fixed costs, a larger error that of the hour: neither says what comes far away
 FAR_AWAY = [1 << 20, 10 * (1 << 20)]
+ONE_SETTING = ("full", "lazyllm", "lazyllm-fast", "llama.cpp", "llama.cpp+slot")
+
+
+def fit_points(rows, model, engine, field):
+    """[(tokens, median)] measured with one setting: a law does not go through a change of the budget."""
+    points = [p[:2] for p in cost_points(rows, model, engine, field)]
+    if engine in ONE_SETTING:
+        return points
+    far = [p for p in points if p[0] >= eng.FAR]
+    return far if len(far) >= 3 else [p for p in points if p[0] < eng.FAR]
+
+
+def is_telling(fit):
+    return fit.exponent >= TELLING and fit.error <= TELLING
 
 
 def fits(model, rows):
     out = []
     for name in names_in(costs_of(rows, model)):
         for field in FITTED:
-            points = [p[:2] for p in cost_points(rows, model, name, field)]
-            fit = stats.power_fit(points)
+            fit = stats.power_fit(fit_points(rows, model, name, field))
             if not fit:
                 continue
             out.append(figure(model, "fit", field, name, "exponent", fit.exponent, fit.n))
             out.append(figure(model, "fit", field, name, "error of the logarithm", fit.error, fit.n))
-            for n in FAR_AWAY:
+            for n in FAR_AWAY if is_telling(fit) else []:
                 out.append(figure(model, "fit", field, name, "at %d, extrapolated" % n, fit.at(n), fit.n, "",
                                   COSTS[field][1]))
     return out
-
-
-def fit_of(rows, model, engine, field):
-    return stats.power_fit([p[:2] for p in cost_points(rows, model, engine, field)])
 
 
 def everything(rows):

@@ -70,6 +70,8 @@ class Axis:
             if len(marks) > 7:
                 tens = [m for m in marks if abs(math.log10(m) - round(math.log10(m))) < 1e-9]
                 marks = tens if len(tens) >= 3 else marks[::2]
+            if len(marks) < 3:
+                marks = nice_steps(a, b, 4)
         self.marks = marks if marks is not None else nice_steps(self.low, self.high)
 
     def place(self, value, start, end):
@@ -82,7 +84,7 @@ class Frame:
 
     def __init__(self, title, xlabel, ylabel, x, y, xname=number, width=470, height=310, legend=()):
         self.x, self.y, self.width, self.height = x, y, width, height
-        rows = math.ceil(len(legend) / 4)
+        rows = math.ceil(len(legend) / 3)
         self.total = height + 16 * rows
         self.parts = [text(width / 2, 16, title, extra=' class="t"')]
         for m in x.marks:
@@ -96,11 +98,11 @@ class Frame:
         self.parts.append(text((LEFT + width - RIGHT) / 2, height - 12, xlabel))
         mid = (TOP + height - BOTTOM) / 2
         self.parts.append(text(14, mid, ylabel, extra=' transform="rotate(-90 14 %.1f)"' % mid))
-        for i, name in enumerate(legend):
-            left, top = LEFT - 50 + (i % 4) * (width - 14) / 4, height + 8 + 16 * (i // 4)
+        for i, (name, label) in enumerate(legend):
+            left, top = LEFT - 50 + (i % 3) * (width - 14) / 3, height + 8 + 16 * (i // 3)
             self.parts.append('<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="3"%s/>' % (
                 left, top - 4, left + 16, top - 4, colour(name), ' stroke-dasharray="5 3"' if name in DASHED else ""))
-            self.parts.append(text(left + 20, top, name, "start"))
+            self.parts.append(text(left + 20, top, label, "start"))
 
     def px(self, v):
         return self.x.place(v, LEFT, self.width - RIGHT)
@@ -131,8 +133,8 @@ def wrap(width, height, parts):
         width, height, width, height, "".join(parts))
 
 
-def lines(title, series, xlabel, ylabel, log_y=True, fits=None):
-    """series: name -> [(tokens, value, low, high)]; fits: name -> stats.Fit drawn thin. '' without points."""
+def lines(title, series, xlabel, ylabel, log_y=True):
+    """series: name -> [(tokens, value, low, high)]. '' without points."""
     series = {k: sorted(v) for k, v in series.items() if v}
     flat = [p for v in series.values() for p in v]
     if not flat:
@@ -142,14 +144,30 @@ def lines(title, series, xlabel, ylabel, log_y=True, fits=None):
     if log_y and min(ys) <= 0:
         log_y = False
     marks = xs if len(xs) <= 9 else xs[::2]
-    names = ["%s %s" % (n, fits[n]) if fits and n in fits else n for n in series]
-    frame = Frame(title, xlabel, ylabel, Axis(xs, True, marks), Axis(ys, log_y, zero=not log_y), size)
-    frame = Frame(title, xlabel, ylabel, frame.x, frame.y, size, legend=list(series))
+    x, y = Axis(xs, True, marks), Axis(ys, log_y, zero=not log_y)
+    frame = Frame(title, xlabel, ylabel, x, y, size, legend=[(n, n) for n in series])
     for name, points in series.items():
         frame.line(name, [(p[0], p[1]) for p in points])
         for p in points:
             frame.dot(name, *p, hint="%s at %s: %s (%s to %s)" % (name, size(p[0]), number(p[1]), number(p[2]), number(p[3])))
-    del names
+    return frame.svg()
+
+
+def laws(title, laws_of, xlabel, ylabel, far):
+    """laws_of: name -> (points, stats.Fit). Measured points, the fitted law solid through them and dotted up to far."""
+    if not laws_of:
+        return ""
+    xs = [p[0] for points, _ in laws_of.values() for p in points]
+    ys = [p[1] for points, _ in laws_of.values() for p in points] + [fit.at(far) for _, fit in laws_of.values()]
+    marks = [4 ** k * 1024 for k in range(12) if min(xs) <= 4 ** k * 1024 <= far]
+    frame = Frame(title, xlabel, ylabel, Axis(xs + [far], True, marks), Axis(ys, True), size, width=620,
+                  legend=[(n, "%s: %s" % (n, fit)) for n, (_, fit) in laws_of.items()])
+    for name, (points, fit) in laws_of.items():
+        least, most = min(p[0] for p in points), max(p[0] for p in points)
+        frame.line(name, [(least, fit.at(least)), (most, fit.at(most))], ' stroke-dasharray="none"')
+        frame.line(name, [(most, fit.at(most)), (far, fit.at(far))], ' stroke-dasharray="1 4"')
+        for p in points:
+            frame.dot(name, p[0], p[1])
     return frame.svg()
 
 

@@ -47,6 +47,8 @@ class Plan:
         depths = [0.05, 0.25, 0.5, 0.75, 0.95]
         self.needles = [(t, n, depths if n < 16384 else depths[::2]) for t in ("niah_single", "passkey")
                         for n in args.needle_lengths]
+        if args.quick:
+            self.needles = [("passkey", n, [0.1, 0.5, 0.9]) for n in args.needle_lengths]
 
     def shrink(self, n_trained):
         """For a model that was trained to hold little."""

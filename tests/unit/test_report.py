@@ -219,7 +219,8 @@ class Pictures(unittest.TestCase):
     def test_a_picture_is_well_formed(self):
         import xml.etree.ElementTree as tree
         points = {"full": [(1024, 1.0, 0.9, 1.2), (4096, 5.0, 4.0, 6.0)], "a<b": [(1024, 2.0, 2.0, 2.0)]}
-        for svg in (plots.lines("T & t", points, "x", "y"), plots.heat("h", {(0.5, 1024): (0.5, 1)}, [1024], [0.5]),
+        law = {"full": (points["full"], stats.power_fit([(n, n) for n in (1, 2, 3)]))}
+        for svg in (plots.laws("l", law, "x", "y", 1 << 20), plots.lines("T & t", points, "x", "y"), plots.heat("h", {(0.5, 1024): (0.5, 1)}, [1024], [0.5]),
                     plots.scatter("s", [("full", 1.0, 0.5, 0.4, 0.6)], "x", "y", ["full"])):
             tree.fromstring(svg)
             self.assertNotIn("nan", svg)
