@@ -53,9 +53,10 @@ class Bench:
         self.lacking = engines.lacking()
         self.names = [n for n in plan.engines if n not in self.lacking]
         self.deadline = time.time() + plan.minutes * 60 if plan.minutes else None
+        self.reserved_s = 0.0  # of the time that is left: for the rounds of costs that are still to come
 
-    def late(self):
-        return self.deadline is not None and time.time() > self.deadline
+    def late(self, reserved_s=0.0):
+        return self.deadline is not None and time.time() > self.deadline - reserved_s
 
     def in_turn(self, names):
         self.turn += 1
@@ -88,7 +89,7 @@ class Bench:
 
     def answers(self, part, cases):
         for i, case in enumerate(cases):
-            if self.late():
+            if self.late(self.reserved_s):
                 say("out of time after %d of %d cases" % (i, len(cases)))
                 return
             names = [n for n in self.names if self.runs_here(n, case) and
@@ -115,7 +116,7 @@ class Bench:
             names = [n for n in LIKELY if n in self.names and self.engines.fits(n, n_tokens) and
                      self.missing("likelihood", n, ident)]
             for name in self.in_turn(names):
-                if self.late():
+                if self.late(self.reserved_s):
                     return
                 got = self.attempt(lambda: {name: self.engines.likelihood(name, context, going_on, n_tokens)}, name,
                                    ident, [name])

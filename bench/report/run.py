@@ -24,6 +24,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import engines as eng
 import measure
@@ -114,14 +115,19 @@ def run_model(bench, plan, data):
              "needles": lambda: bench.answers("needles", needles(plan, bench.kvfold, data)),
              "tasks": lambda: bench.answers("tasks", from_tasks(plan, data)),
              "likelihood": lambda: bench.likelihoods(tasks.likelihoods(data, plan.longest))}
-    rounds = list(range(plan.rounds))
+    rounds = list(range(plan.rounds)) if "costs" in plan.parts else []
+
+    def one_round():
+        begin = time.time()
+        bench.costs(texts, [rounds.pop(0)])
+        bench.reserved_s = max(bench.reserved_s / (len(rounds) + 1), time.time() - begin) * len(rounds)
     for part in plan.parts:  # a round of costs between other parts: what lasts hours is measured over hours
         if part in steps:
             steps[part]()
-        if "costs" in plan.parts and rounds and (part == "costs" or "costs" in plan.parts[:plan.parts.index(part)]):
-            bench.costs(texts, [rounds.pop(0)])
-    if "costs" in plan.parts:
-        bench.costs(texts, rounds)
+        if rounds and "costs" in plan.parts[:plan.parts.index(part) + 1]:
+            one_round()
+    while rounds:
+        one_round()
 
 
 def note(args, about, bench):
