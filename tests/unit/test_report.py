@@ -4,6 +4,7 @@ The run needs the program: $KVFOLD_PROGRAM names it (ctest does); without it tha
 
 SPDX-License-Identifier: Apache-2.0
 """
+import glob
 import json
 import math
 import os
@@ -20,12 +21,14 @@ sys.path.insert(0, REPORT)
 import compare  # noqa: E402
 import engines  # noqa: E402
 import figures  # noqa: E402
+import measure  # noqa: E402
 import minilm  # noqa: E402
 import page  # noqa: E402
 import plots  # noqa: E402
 import rag  # noqa: E402
 import readme  # noqa: E402
 import stats  # noqa: E402
+import tasks  # noqa: E402
 
 
 def answer(engine, ident, score, first_s=1.0, **more):
@@ -137,6 +140,40 @@ class Figures(unittest.TestCase):
         self.assertNotIn(("full", "infllm", "first_s"), pairs)
 
 
+class Plan(unittest.TestCase):
+    def test_a_smaller_sample_is_spread_over_all(self):
+        self.assertEqual(tasks.evenly(list(range(100)), 4), [12, 37, 62, 87])
+        self.assertEqual(tasks.evenly([1, 2], 5), [1, 2])
+
+    def test_engines_begin_one_further_each_time(self):
+        bench = measure.Bench.__new__(measure.Bench)
+        bench.turn = 0
+        names = ["a", "b", "c"]
+        self.assertEqual([bench.in_turn(names)[0] for _ in range(4)], ["b", "c", "a", "b"])
+        self.assertEqual(bench.in_turn([]), [])
+
+    def test_what_drops_tokens_reads_the_same_budget(self):
+        for n_tokens in (4000, 20000):
+            for name in engines.NAMES:
+                read = engines.kept(name, n_tokens, n_tokens)
+                spec = engines.policy(name, n_tokens) if name in engines.POLICIES else ""
+                numbers = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", spec)}
+                if spec.startswith("window"):
+                    self.assertEqual(numbers["sink"] + numbers["window"], read)
+                elif "budget" in numbers:
+                    self.assertEqual(numbers["budget"], read)
+                elif spec.startswith("infllm:init"):
+                    self.assertEqual(numbers["init"] + numbers["window"] + numbers["block"] * numbers["topk"], read)
+
+    def test_rows_come_back_and_are_not_run_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure.Rows(os.path.join(folder, "rows.jsonl"))
+            rows.add(answer("full", "q", 1.0))
+            again = measure.Rows(rows.path)
+        self.assertEqual(again.done, rows.done)
+        self.assertEqual(again.all, rows.all)
+
+
 class Compare(unittest.TestCase):
     def figures_of(self, seconds):
         return figures.everything([cost("full", 1024, i, seconds + 0.01 * i) for i in range(3)])
@@ -241,6 +278,11 @@ class Readme(unittest.TestCase):
     def test_a_text_without_marks_is_refused(self):
         with self.assertRaises(ValueError):
             readme.replaced("no marks", "new")
+
+    def test_each_loss_of_the_committed_report_has_its_reason(self):
+        for path in glob.glob(os.path.join(ROOT, "bench", "results", "*", "report.md")):
+            with open(path, encoding="ascii") as file:
+                self.assertNotIn("no reason written yet", file.read(), path)
 
     def test_the_readme_is_what_its_report_says(self):
         self.assertEqual(readme.main(["--check"]), 0)
