@@ -55,7 +55,7 @@ WORDS = {
     "lazyllm": "prunes tokens between layers, preset balanced (arXiv:2407.14057)",
     "lazyllm-fast": "the same, preset fast",
     "rag-bm25": "512-token passages by BM25, the best ones fill the budget, read in full",
-    "rag-minilm": "the same, ranked by embeddings of all-MiniLM-L6-v2",
+    "rag-minilm": "the same, ranked by embeddings of all-MiniLM-L6-v2, computed with NumPy",
     "rag-bm25+lazyllm": "twice the budget of passages, read with lazyllm",
     "llama.cpp": "everything is read, by llama.cpp; prompt cache for the second question",
     "llama.cpp+slot": "the same, its state saved to a file and restored",
