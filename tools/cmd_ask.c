@@ -302,8 +302,7 @@ static kvf_status gather_questions(ask *a, const arg_texts *operands, kvf_error 
     return KVF_OK;
 }
 
-/* How one question on one text is read when it fits the context, and from how many tokens on. */
-#define PRUNE_POLICY "lazyllm"
+/* Tokens from which on one question on one text is read with PRUNE_POLICY. */
 enum { PRUNE_FROM = 1024 };
 
 /* ---- Reading ---------------------------------------------------------------------------- */
@@ -322,7 +321,7 @@ static int64_t question_tokens(const ask *a, const char *single)
 /* A policy with a memory, by itself where none is named, takes what is beyond the context. */
 static bool needs_store(const ask *a, int64_t n, int64_t n_question)
 {
-    if (a->eo.policy && !engine_has_memory(a->eo.policy)) return false;
+    if (a->eo.policy && !engine_can_store(a->eo.policy)) return false;
     if (a->eo.policy) {
         double memory = a->eo.memory ? (double)a->eo.memory : 1073741824.0;
         return (double)n * (double)a->e.info.kv_bytes_per_token > memory / 2; /* the rest is for the work */

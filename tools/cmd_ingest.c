@@ -91,7 +91,7 @@ static kvf_status check_options(const ingest *g, kvf_error *err)
                            "--name names one document, and there are %zu; ingest them one by one, or --together.",
                            g->o.documents.n);
     if (g->o.name && !g->o.name[0]) return report_fail(err, KVF_ERR_ARG, "--name is empty.");
-    if (g->eo.policy && !engine_has_memory(g->eo.policy))
+    if (g->eo.policy && !engine_can_store(g->eo.policy))
         return report_fail(err, KVF_ERR_ARG, "--policy %.60s keeps nothing in a store; leave it out, or take %s.",
                            g->eo.policy, STORE_POLICY);
     return KVF_OK;

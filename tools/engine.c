@@ -48,7 +48,7 @@ const arg_row engine_session_rows[] = {
         "tokens computed together while reading; 0: the best for this processor (default)"),
     ROW(engine_options, policy, "--policy", 0, "SPEC", ARG_TEXT, NULL, 0, 0,
         "what attention reads (default: full, everything; with a store infllm, the recent tokens and the "
-        "passages that matter). kvfold inspect --policies lists them"),
+        "passages that matter). kvfold inspect --policies lists them; infllm+lazyllm joins two"),
     ROW(engine_options, memory, "--memory", 0, "SIZE", ARG_SIZE, NULL, 0, 4e18,
         "most memory for keys and values, as 800M or 2G; 0: as much as --ctx needs, 1G with a store (default)"),
     { 0 },
@@ -116,11 +116,20 @@ static int on_progress(void *user, int64_t done, int64_t total)
     return interrupt_seen();
 }
 
-bool engine_has_memory(const char *policy)
+/* Is the policy among those that the spec joins by '+'? */
+static bool spec_names(const char *spec, const char *name)
 {
-    size_t n = policy ? strcspn(policy, ":") : 0;
-    return n == strlen(STORE_POLICY) && strncmp(policy, STORE_POLICY, n) == 0;
+    size_t n = strlen(name);
+    for (const char *at = spec; at; at = strchr(at, '+')) {
+        at += *at == '+';
+        if (strncmp(at, name, n) == 0 && strchr(":+", at[n])) return true;
+    }
+    return false;
 }
+
+bool engine_has_memory(const char *policy) { return policy && spec_names(policy, STORE_POLICY); }
+
+bool engine_can_store(const char *policy) { return engine_has_memory(policy) && !spec_names(policy, PRUNE_POLICY); }
 
 kvf_status engine_open_session(engine *e, const engine_options *o, const sampling_options *sampling,
                                kvf_error *err)

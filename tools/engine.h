@@ -44,8 +44,14 @@ typedef struct engine {
 /* Start the context and open the model. The default of --cpu is the environment's KVFOLD_CPU. */
 kvf_status engine_open(engine *e, const engine_options *o, kvf_error *err);
 
-/* True if sessions with this policy keep what they do not attend to in a store: any length fits. */
+/* How one question on one text is read when it fits the context. */
+#define PRUNE_POLICY "lazyllm"
+
+/* True if sessions with this policy look up what they read: any length fits. */
 bool engine_has_memory(const char *policy);
+
+/* True if what they read can be kept in a store: it does not hang on the question. */
+bool engine_can_store(const char *policy);
 
 /* Open the session with o->policy, NULL: full attention; sampling NULL: greedy. A signal stops it from now on. */
 kvf_status engine_open_session(engine *e, const engine_options *o, const sampling_options *sampling,

@@ -46,6 +46,7 @@ void kvf_kv_close(kvf_kv *kv)
     kvf_free(kvf_kv_mem(kv), kv->prior);
     kvf_free(kvf_kv_mem(kv), kv->noted);
     kvf_free(kvf_kv_mem(kv), kv->mass_row);
+    kvf_free(kvf_kv_mem(kv), kv->peak);
     kvf_free(kvf_kv_mem(kv), kv->chosen_block);
     kvf_free(kvf_kv_mem(kv), kv->slots);
     kvf_free(kvf_kv_mem(kv), kv->use);
@@ -103,6 +104,7 @@ kvf_status kvf_kv_fork(kvf_kv **out, const kvf_kv *kv, kvf_error *err)
 {
     *out = NULL;
     kvf_kv *f;
+    if (kv->far && kv->far->sparse) return kvf_fail(err, KVF_ERR_INTERNAL, "a sparse sequence cannot be forked");
     KVF_TRY(kvf_kv_open(&f, kv->pool, kv->dims, err));
     int64_t n = kvf_blocks_for(kv->n_key);
     kvf_status rc = kv->far ? kvf_far_fork(f, kv, err) : KVF_OK;
@@ -157,7 +159,10 @@ void kvf_kv_truncate(kvf_kv *kv, int64_t n)
     drop_blocks(kv, kvf_blocks_for(n));
     if (n < kv->n_key) {
         kv->n_key = n;
-        if (kv->far) kvf_far_digest_cut(kv, n);
+        if (kv->far && kv->far->sparse)
+            kvf_sparse_cut(kv, n);
+        else if (kv->far)
+            kvf_far_digest_cut(kv, n);
     }
 }
 
@@ -327,10 +332,15 @@ static kvf_status attend_plain(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_erro
     return kvf_kv_note_mass(kv, &note, err);
 }
 
+kvf_status kvf_any_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
+{
+    if (kv->far) return kv->far->sparse ? kvf_sparse_attend(kv, a, err) : kvf_far_attend(kv, a, err);
+    return kv->order || a->mass ? kvf_order_attend(kv, a, err) : attend_plain(kv, a, err);
+}
+
 kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
 {
-    if (kv->far) return kvf_far_attend(kv, a, err);
-    return kv->order || a->mass ? kvf_order_attend(kv, a, err) : attend_plain(kv, a, err);
+    return a->mass && a->mass_peak ? kvf_peak_attend(kv, a, err) : kvf_any_attend(kv, a, err);
 }
 
 kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err)
@@ -338,6 +348,10 @@ kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err)
     kv->n_key += n_tok;
     kv->n_last += kv->track && kv->n_gone == 0;
     if (!kv->far) return KVF_OK;
+    if (kv->far->sparse) {
+        kvf_sparse_commit(kv, n_tok);
+        return KVF_OK;
+    }
     kvf_status rc = kvf_far_digest(kv, err);
     if (rc >= 0) rc = kvf_far_seal(kv, err);
     if (rc < 0) {

@@ -44,6 +44,9 @@ typedef struct kvf_kv_memory_params {
     kvf_kv_rope rope[2];         /* of global layers, of sliding-window layers */
     const int32_t *layer_window; /* [n_layer] the model's own window, 0: global; copied; NULL: all global */
     kvf_index_open_fn index_open; /* for memory.index; may be NULL if that is "" */
+    int32_t layer0;               /* what the policy knows as layer layer0 + l is the sequence's layer l */
+    bool sparse;                  /* it holds some tokens of a text only, each with its position: every chunk is
+                                     arranged (kvf_kv_arrange), and there is no tier, no index and no fork */
 } kvf_kv_memory_params;
 
 /* A sequence with a memory. Errors: ARG (the shape: head_dim against the digests), NOMEM. */
@@ -82,10 +85,13 @@ typedef struct kvf_kv_attend_args {
     int64_t window;
     bool reading;       /* a document is being read; no query of the chunk is a question's */
     float *mass;        /* host, or NULL: += attention of the last n_mass queries per key, summed over queries
-                           and heads; [keys of the order], else [kvf_kv_len + n_tok]. Plain sequences only,
-                           not with a window of the layer's own */
+                           and heads; [keys of the order], else [kvf_kv_len + n_tok]. Not with a window of
+                           the layer's own; with a memory not while what is read is tracked */
     int64_t n_mass;
-    bool mass_peak;     /* of each key the head that looks at it most, instead of the sum over heads */
+    bool mass_peak;     /* of each key what the head gave that looks at it most, instead of the sum over heads */
+    int64_t mass_stride; /* set by kvf_kv_attend */
+    bool mass_unread;   /* sparse: mass also of far keys that were not read, as if they had been; a sequence with
+                           a memory of the whole text always gives that */
     bool evict;         /* the policy evicts after this chunk and may see the attention */
 } kvf_kv_attend_args;
 kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
@@ -94,8 +100,8 @@ kvf_status kvf_kv_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err
  * plain sequence that shares no block. On failure nothing is evicted, unless the device failed. Errors: NOMEM. */
 kvf_status kvf_kv_evict(kvf_kv *kv, kvf_policy *policy, kvf_error *err);
 
-/* What the chunk's attention reads, and in which order, until the next call: for a plain sequence that
- * holds some tokens of a text only, in the order in which they came (LazyLLM). */
+/* What the chunk's attention reads, and in which order, until the next call: for a sequence, plain or sparse,
+ * that holds some tokens of a text only, in the order in which they came (LazyLLM). */
 typedef struct kvf_kv_order {
     const int32_t *places; /* [n] places of the sequence, the reserved chunk's included, in the text's
                               order; NULL: all of them as they stand */
@@ -105,13 +111,16 @@ typedef struct kvf_kv_order {
     int64_t n_at;
     const int32_t *first;  /* [n_at] first key of that order within a sliding-window layer's window; NULL: the
                               order has no gaps, the window counts places */
+    const int32_t *pos;    /* [n] positions in the text, rising; only and always for a sparse sequence, which
+                              also wants `at` and makes its windows of them */
+    bool back;             /* sparse: the chunk's tokens come back, an earlier step passed them over */
 } kvf_kv_order;
 
 /* NULL: as without. The order and its arrays are borrowed until the next call, fork or close. */
 void kvf_kv_arrange(kvf_kv *kv, const kvf_kv_order *order);
 
-/* Forget all but the committed tokens at these n places, rising, and move them together; a plain sequence
- * that shares no block. After an error (the device's) nothing is certain: truncate to 0. */
+/* Forget all but the committed tokens at these n places, rising, and move them together; a plain or sparse
+ * sequence that shares no block. After an error (the device's) nothing is certain: truncate to 0. */
 kvf_status kvf_kv_compact(kvf_kv *kv, const int32_t *places, int64_t n, kvf_error *err);
 
 /* Errors (with a memory): NOMEM, IO; the chunk is then not part of the sequence. */

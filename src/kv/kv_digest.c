@@ -87,6 +87,7 @@ size_t kvf_far_digest_memory(const kvf_kv *kv)
 {
     const kvf_far *f = kv->far;
     size_t n = 0;
+    if (f->sparse) return kvf_sparse_digest_memory(kv);
     for (int64_t i = 0; f->fine && i < f->cap_group * kv->dims.n_layer; i++) n += f->fine[i] ? GROUP * f->fine_bytes : 0;
     n += (size_t)f->n_digest * f->coarse_bytes * (size_t)kv->dims.n_layer;
     for (int32_t l = 0; f->index && l < kv->dims.n_layer; l++) n += f->index[l] ? f->index[l]->ops->bytes(f->index[l]) : 0;
@@ -168,6 +169,7 @@ void kvf_far_digest_cut(kvf_kv *kv, int64_t n_tok)
     }
     if (f->checked > units) f->checked = 0;
     int64_t keep = n_tok > f->score0 ? n_tok - f->score0 : 0;
+    if (keep == 0) f->score0 = units == 0 ? 0 : (f->m.init + units * f->m.unit) >> KVF_BLOCK_SHIFT << KVF_BLOCK_SHIFT;
     for (int64_t r = 0; f->score && r < kv->dims.n_layer * kv->dims.n_head; r++)
         for (int64_t i = keep; i < f->cap_score; i++) f->score[r * f->cap_score + i] = 0;
 }
@@ -471,6 +473,7 @@ static kvf_status vote(void *lookup, bool fine, const kvf_vote_rule *rule, float
     kvf_kv *kv = l->kv;
     kvf_far *f = kv->far;
     int32_t layer = l->a->layer;
+    if (f->sparse) return kvf_sparse_vote(l, fine, rule, votes, err);
     if (f->reps) fine = false;
     const kvf_digest *digest = fine ? &f->m.fine : &f->m.coarse;
     if (digest->kind == KVF_DIGEST_NONE)
@@ -590,7 +593,7 @@ kvf_status kvf_far_lookup(kvf_lookup *l, kvf_error *err)
     f->use = use;
     memset(f->use, 0, (size_t)(l->n_unit * f->m.n_set));
     if (!p || !p->ops->retrieve) return KVF_OK;
-    kvf_retrieve r = { .layer = l->a->layer, .n_set = f->m.n_set, .n_past = kv->n_key, .n_tok = l->a->n_tok,
+    kvf_retrieve r = { .layer = f->layer0 + l->a->layer, .n_set = f->m.n_set, .n_past = l->n_past, .n_tok = l->a->n_tok,
                        .reading = l->a->reading, .unit0 = l->unit0, .n_unit = l->n_unit, .lookup = l, .vote = vote,
                        .nearest = nearest };
     double start = now_ms();

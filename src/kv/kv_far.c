@@ -86,7 +86,7 @@ static int64_t list_keys(const kvf_kv_list *list)
     return list->n > 0 ? (list->n - 1) * KVF_BLOCK + list->valid[2 * list->n - 1] : 0;
 }
 
-static kvf_status grow_rows(kvf_kv *kv, int64_t n, kvf_error *err)
+kvf_status kvf_far_rows(kvf_kv *kv, int64_t n, kvf_error *err)
 {
     kvf_far *f = kv->far;
     if (n <= f->cap_row) return KVF_OK;
@@ -124,12 +124,44 @@ kvf_status kvf_mass_lse(kvf_kv *kv, int64_t n_q, float **lse, kvf_error *err)
     return KVF_OK;
 }
 
-static kvf_status reserve_mass_row(kvf_kv *kv, int64_t n, kvf_error *err)
+kvf_status kvf_mass_row(kvf_kv *kv, int64_t n, kvf_error *err)
 {
     void *row = kv->mass_row;
     KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &row, &kv->cap_mass_row, n, sizeof(float), err));
     kv->mass_row = row;
     memset(kv->mass_row, 0, (size_t)n * sizeof(float));
+    return KVF_OK;
+}
+
+kvf_status kvf_mass_of(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, kvf_error *err)
+{
+    KVF_TRY(kvf_mass_row(kv, kvf_blocks_for(t->n_key) * KVF_BLOCK * (a->mass_peak ? t->n_head : 1), err));
+    kvf_attn_mass_args m = { .attn = t, .sum_heads = !a->mass_peak, .mass = kv->mass_row };
+    return kv->backend->ops->attn_mass(kv->backend, &m, err);
+}
+
+void kvf_mass_add(const kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, int64_t j0, int64_t j1, int64_t base)
+{
+    int64_t stride = kvf_blocks_for(t->n_key) * KVF_BLOCK;
+    for (int64_t h = 0; h < (a->mass_peak ? t->n_head : 1); h++)
+        for (int64_t j = j0; j < j1; j++) a->mass[h * a->mass_stride + base + j] += kv->mass_row[h * stride + j];
+}
+
+kvf_status kvf_peak_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
+{
+    int64_t n = kv->order ? kv->order->n : kv->n_key + a->n_tok;
+    int32_t n_head = kv->dims.n_head;
+    kvf_kv_attend_args by_head = *a;
+    void *block = kv->peak;
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &block, &kv->cap_peak, n * n_head, sizeof(float), err));
+    by_head.mass = kv->peak = block;
+    by_head.mass_stride = n;
+    memset(kv->peak, 0, (size_t)(n * n_head) * sizeof *kv->peak);
+    KVF_TRY(kvf_any_attend(kv, &by_head, err));
+    for (int64_t h = 1; h < n_head; h++)
+        for (int64_t j = 0; j < n; j++)
+            if (kv->peak[h * n + j] > kv->peak[j]) kv->peak[j] = kv->peak[h * n + j];
+    for (int64_t j = 0; j < n; j++) a->mass[j] += kv->peak[j];
     return KVF_OK;
 }
 
@@ -142,7 +174,7 @@ static kvf_status note_row(kvf_kv *kv, const kvf_kv_note *n, int64_t row, float 
     one.lse += row * one.n_head;
     one.q_first += row;
     one.n_tok = 1;
-    KVF_TRY(reserve_mass_row(kv, n->n_entry * KVF_BLOCK, err));
+    KVF_TRY(kvf_mass_row(kv, n->n_entry * KVF_BLOCK, err));
     kvf_attn_mass_args a = { .attn = &one, .sum_heads = true, .mass = kv->mass_row };
     KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &a, err));
     for (int64_t e = 0; e < n->n_entry; e++) {
@@ -338,7 +370,7 @@ static kvf_status score_window(part *window, kvf_error *err)
 {
     kvf_kv *kv = window->kv;
     int64_t n_entry = kvf_blocks_for(window->t.n_key);
-    KVF_TRY(reserve_mass_row(kv, n_entry * KVF_BLOCK * kv->dims.n_head, err));
+    KVF_TRY(kvf_mass_row(kv, n_entry * KVF_BLOCK * kv->dims.n_head, err));
     kvf_attn_mass_args a = { .attn = &window->t, .mass = kv->mass_row };
     KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &a, err));
     return kvf_far_score(kv, window->a->layer, kv->mass_row, window->first_block, n_entry, err);
@@ -358,14 +390,47 @@ static kvf_status note_all(part *window, part *near, bool has_near, const kvf_lo
     return l->n_unit > 0 ? attend_units(kv, window->a, l, true, err) : KVF_OK;
 }
 
+/* Attention of the newest n_mass queries over one list, whose key 0 stands at `base` of the text. */
+static kvf_status add_list_mass(const part *p, int64_t base, kvf_error *err)
+{
+    kvf_kv *kv = p->kv;
+    const kvf_kv_attend_args *a = p->a;
+    kvf_attn_args t = p->t;
+    int64_t n = a->n_mass < t.n_tok ? a->n_mass : t.n_tok, from = t.n_tok - n;
+    t.q += from * t.n_head * t.head_dim;
+    t.lse = kv->far->lse + (a->n_q - n) * t.n_head;
+    t.q_first += from;
+    t.n_tok = n;
+    KVF_TRY(kvf_mass_of(kv, a, &t, err));
+    kvf_mass_add(kv, a, &t, 0, t.n_key, base);
+    return KVF_OK;
+}
+
+/* Window, and every key before it at the far distance: those of units that were not chosen too. */
+static kvf_status add_mass(part *window, part *all, kvf_error *err)
+{
+    kvf_kv *kv = window->kv;
+    const kvf_memory *m = &kv->far->m;
+    int64_t first_q = kv->n_key + window->a->n_tok - window->a->n_q, end = kv->n_key + window->a->n_tok - m->window;
+    KVF_TRY(add_list_mass(window, window->first_block << KVF_BLOCK_SHIFT, err));
+    if (end <= 0) return KVF_OK;
+    KVF_TRY(kvf_list_reserve(kv, (end >> KVF_BLOCK_SHIFT) + 2, err));
+    list_add(&kv->far->list, 0, end);
+    all->skip = first_q < m->window ? m->window - first_q : 0;
+    all->t.q_first = first_q + all->skip - m->window;
+    KVF_TRY(list_fetch(kv, window->a->layer, false, err));
+    aim_at_list(all);
+    return add_list_mass(all, 0, err);
+}
+
 kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err)
 {
     kvf_far *f = kv->far;
     f->now++;
-    KVF_TRY(grow_rows(kv, a->n_q, err));
+    KVF_TRY(kvf_far_rows(kv, a->n_q, err));
     part window = begin_part(kv, a), near = window;
     KVF_TRY(attend_window(&window, err));
-    kvf_lookup l = { .kv = kv, .a = a, .lse = f->lse, .unit0 = f->m.init / f->m.unit };
+    kvf_lookup l = { .kv = kv, .a = a, .lse = f->lse, .unit0 = f->m.init / f->m.unit, .n_past = kv->n_key };
     bool has_near = false;
     if (a->window == 0) {
         KVF_TRY(near_list(&near, &has_near, err));
@@ -380,5 +445,6 @@ kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *er
         }
     }
     if (f->reps && a->window == 0) KVF_TRY(score_window(&window, err));
+    if (a->mass) KVF_TRY(add_mass(&window, &near, err));
     return kv->track ? note_all(&window, &near, has_near, &l, err) : KVF_OK;
 }

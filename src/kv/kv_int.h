@@ -1,6 +1,6 @@
 /* kv_int.h - a sequence from inside: shared by kv.c (tables), kv_resident.c (which blocks are in the
  * pool), kv_digest.c (digests and lookups), kv_far.c (attention with a memory) and kv_order.c (attention in an order),
- * kv_evict.c (a budget of tokens).
+ * kv_evict.c (a budget of tokens), kv_sparse.c and kv_sparse_digest.c (a memory of some tokens of a text).
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_KV_KV_INT_H
@@ -20,9 +20,37 @@ typedef struct kvf_kv_list {
     bool holes;      /* some entry is not a whole block */
 } kvf_kv_list;
 
+/* Slots for keys put in order, one layer's at a time. */
+typedef struct kvf_kv_gathered {
+    int32_t *slots;
+    int64_t n, cap;
+} kvf_kv_gathered;
+
+/* What a sparse sequence knows beside that: which tokens of the text it holds. */
+typedef struct kvf_sparse {
+    int64_t n;            /* places below with a token */
+    int32_t *pos;         /* [cap_pos] position in the text, by place */
+    int32_t *place;       /* [cap_place] and back; NO_SLOT: not held */
+    int64_t cap_pos, cap_place;
+    uint8_t **digest;     /* [n_layer] [cap_digest] coarse, then fine digest of a block of the text */
+    uint8_t **made;       /* [n_layer] [cap_digest] is the digest that of the tokens held? */
+    int64_t cap_digest;
+    kvf_kv_gathered window, near, units, block; /* block: one slot, a block of the text with its holes filled */
+    int32_t *where, *first, *far; /* [cap_row] per query: its place among the window's keys, the first of them,
+                                     its place among the near far keys */
+    int64_t cap_row;
+    float *vote;          /* [cap_vote] of the units of blocks that are there */
+    int64_t cap_vote;
+    float *score;         /* [n_layer][n_head][cap_score] by place: as kvf_far.score (reps) */
+    float *seen;          /* [n_layer][cap_score] queries whose window the token was in */
+    int64_t cap_score;
+} kvf_sparse;
+
 /* Everything a memory needs beside the tables of a plain sequence. */
 typedef struct kvf_far {
     kvf_memory m;
+    int32_t layer0;        /* the policy's number of the sequence's layer 0 */
+    kvf_sparse *sparse;    /* NULL: places are positions */
     kvf_kv_rope rope[2];
     kvf_index_open_fn index_open;
     int32_t *layer_window; /* [n_layer] */
@@ -83,8 +111,7 @@ struct kvf_kv {
     int64_t *chosen_block; /* [cap_block] and which they are */
     kvf_far *far;     /* NULL: a plain sequence */
     const kvf_kv_order *order; /* borrowed, NULL: everything as it stands */
-    int32_t *gathered; /* [n_gathered] slots for keys put in order, one layer's at a time */
-    int64_t n_gathered, cap_gathered;
+    kvf_kv_gathered gathered;
     int64_t n_gone, gone_at; /* tokens of the text evicted, and its length then */
     int32_t *stay;           /* [n_layer][n_head_kv][budget] places to keep, of layers with stay_done */
     uint8_t *stay_done;      /* [n_layer] */
@@ -101,6 +128,8 @@ struct kvf_kv {
     int64_t n_last;   /* last queries noted, whole chunks */
     float *mass_row;  /* scratch, one per key of a list */
     int64_t cap_mass_row;
+    float *peak;      /* [n_head][keys] mass by heads, of a chunk and layer */
+    int64_t cap_peak;
     float *mass_lse;  /* backend memory [cap_mass_lse][n_head] (a plain sequence) */
     int64_t cap_mass_lse;
 };
@@ -163,11 +192,17 @@ typedef struct kvf_lookup {
     const kvf_kv_attend_args *a;
     const float *lse; /* of window, init and rest */
     int64_t unit0, n_unit;
+    int64_t n_past;   /* tokens of the text before the chunk */
 } kvf_lookup;
 kvf_status kvf_far_lookup(kvf_lookup *l, kvf_error *err);
 
 /* ---- kv_order.c ---- */
 kvf_status kvf_order_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+/* The keys at n places of list src into slots for them; slots that a shorter list leaves over are given back. */
+kvf_status kvf_kv_gather_into(kvf_kv *kv, kvf_kv_gathered *to, const int32_t *src, const int32_t *places, int64_t n,
+                              kvf_error *err);
+kvf_status kvf_gathered_reserve(kvf_kv *kv, kvf_kv_gathered *to, int64_t n, kvf_error *err);
+void kvf_gathered_release(kvf_kv *kv, kvf_kv_gathered *g);
 void kvf_order_release(kvf_kv *kv);
 /* The attention call of a plain sequence without its keys. */
 kvf_attn_args kvf_plain_call(const kvf_kv *kv, const kvf_kv_attend_args *a);
@@ -189,5 +224,29 @@ typedef struct kvf_kv_note {
 kvf_status kvf_kv_note_mass(kvf_kv *kv, const kvf_kv_note *n, kvf_error *err);
 kvf_status kvf_mass_lse(kvf_kv *kv, int64_t n_q, float **lse, kvf_error *err);
 kvf_status kvf_list_reserve(kvf_kv *kv, int64_t n, kvf_error *err);
+kvf_status kvf_far_rows(kvf_kv *kv, int64_t n, kvf_error *err); /* o2, lse, lse2 for n queries */
+kvf_status kvf_mass_row(kvf_kv *kv, int64_t n, kvf_error *err); /* mass_row for n keys, zero */
+/* Attention of the queries of t, to mass_row: summed over the heads, or by heads if a wants the peak. */
+kvf_status kvf_mass_of(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, kvf_error *err);
+/* Of that, keys j0..j1 to a->mass, where the list's key 0 is key `base`. */
+void kvf_mass_add(const kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, int64_t j0, int64_t j1, int64_t base);
+/* kvf_kv_attend with mass_peak: sums for each head, of which the highest counts. */
+kvf_status kvf_peak_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+kvf_status kvf_any_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+
+/* ---- kv_sparse.c ---- */
+kvf_status kvf_sparse_open(kvf_kv *kv, kvf_error *err);
+void kvf_sparse_close(kvf_kv *kv);
+kvf_status kvf_sparse_prepare(kvf_kv *kv, int64_t n_tok, kvf_error *err); /* room for the arranged chunk */
+void kvf_sparse_commit(kvf_kv *kv, int64_t n_tok);
+void kvf_sparse_cut(kvf_kv *kv, int64_t n);                              /* places n and later are forgotten */
+void kvf_sparse_compact(kvf_kv *kv, const int32_t *places, int64_t n);
+kvf_status kvf_sparse_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+/* Keys of an order before position p. */
+int64_t kvf_order_before(const kvf_kv_order *o, int64_t p);
+
+/* ---- kv_sparse_digest.c ---- */
+kvf_status kvf_sparse_vote(kvf_lookup *l, bool fine, const kvf_vote_rule *rule, float *votes, kvf_error *err);
+size_t kvf_sparse_digest_memory(const kvf_kv *kv);
 
 #endif

@@ -13,34 +13,35 @@
 
 void kvf_kv_arrange(kvf_kv *kv, const kvf_kv_order *order) { kv->order = order; }
 
-void kvf_order_release(kvf_kv *kv)
+void kvf_gathered_release(kvf_kv *kv, kvf_kv_gathered *g)
 {
-    for (int64_t i = 0; i < kv->n_gathered; i++) kvf_pool_unref(kv->pool, kv->gathered[i]);
-    kvf_free(kvf_kv_mem(kv), kv->gathered);
-    kv->gathered = NULL;
-    kv->n_gathered = kv->cap_gathered = 0;
+    for (int64_t i = 0; i < g->n; i++) kvf_pool_unref(kv->pool, g->slots[i]);
+    kvf_free(kvf_kv_mem(kv), g->slots);
+    *g = (kvf_kv_gathered){ 0 };
 }
 
-/* Slots for n keys; those a shorter order leaves over are given back. */
-static kvf_status reserve_gathered(kvf_kv *kv, int64_t n, kvf_error *err)
+void kvf_order_release(kvf_kv *kv) { kvf_gathered_release(kv, &kv->gathered); }
+
+kvf_status kvf_gathered_reserve(kvf_kv *kv, kvf_kv_gathered *to, int64_t n, kvf_error *err)
 {
     int64_t want = kvf_blocks_for(n);
-    void *list = kv->gathered;
-    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &list, &kv->cap_gathered, want, sizeof(int32_t), err));
-    kv->gathered = list;
-    while (kv->n_gathered > want) kvf_pool_unref(kv->pool, kv->gathered[--kv->n_gathered]);
-    while (kv->n_gathered < want) {
-        KVF_TRY(kvf_pool_take(kv->pool, &kv->gathered[kv->n_gathered], err));
-        kv->n_gathered++;
+    void *list = to->slots;
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &list, &to->cap, want, sizeof(int32_t), err));
+    to->slots = list;
+    while (to->n > want) kvf_pool_unref(kv->pool, to->slots[--to->n]);
+    while (to->n < want) {
+        KVF_TRY(kvf_pool_take(kv->pool, &to->slots[to->n], err));
+        to->n++;
     }
     return KVF_OK;
 }
 
-static kvf_status gather(kvf_kv *kv, int32_t layer, const kvf_kv_order *o, kvf_error *err)
+kvf_status kvf_kv_gather_into(kvf_kv *kv, kvf_kv_gathered *to, const int32_t *src, const int32_t *places, int64_t n,
+                              kvf_error *err)
 {
-    KVF_TRY(reserve_gathered(kv, o->n, err));
-    kvf_kv_gather_args g = { .kv = kvf_pool_view(kv->pool), .src = kvf_layer_slots(kv, layer), .dst = kv->gathered,
-                             .from = o->places, .n = o->n, .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim };
+    KVF_TRY(kvf_gathered_reserve(kv, to, n, err));
+    kvf_kv_gather_args g = { .kv = kvf_pool_view(kv->pool), .src = src, .dst = to->slots, .from = places, .n = n,
+                             .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim };
     return kv->backend->ops->kv_gather(kv->backend, &g, err);
 }
 
@@ -48,23 +49,14 @@ static kvf_status gather(kvf_kv *kv, int32_t layer, const kvf_kv_order *o, kvf_e
 static kvf_status add_run(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_attn_args *t, int64_t q0, int64_t n,
                           kvf_error *err)
 {
-    int64_t stride = kvf_blocks_for(t->n_key) * KVF_BLOCK, n_row = a->mass_peak ? t->n_head : 1;
-    void *row = kv->mass_row;
-    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &row, &kv->cap_mass_row, stride * n_row, sizeof(float), err));
-    kv->mass_row = row;
-    memset(kv->mass_row, 0, (size_t)(stride * n_row) * sizeof(float));
     kvf_attn_args some = *t;
     some.q += q0 * t->n_head * t->head_dim;
     some.lse += q0 * t->n_head;
     some.q_first = t->place ? t->place[q0] : t->q_first + q0;
     some.n_tok = n;
     some.place = NULL;
-    kvf_attn_mass_args m = { .attn = &some, .sum_heads = !a->mass_peak, .mass = kv->mass_row };
-    KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &m, err));
-    for (int64_t h = 1; h < n_row; h++)
-        for (int64_t j = 0; j < t->n_key; j++)
-            if (kv->mass_row[h * stride + j] > kv->mass_row[j]) kv->mass_row[j] = kv->mass_row[h * stride + j];
-    for (int64_t j = 0; j < t->n_key; j++) a->mass[j] += kv->mass_row[j];
+    KVF_TRY(kvf_mass_of(kv, a, &some, err));
+    kvf_mass_add(kv, a, &some, 0, t->n_key, 0);
     return KVF_OK;
 }
 
@@ -88,8 +80,8 @@ kvf_status kvf_order_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *
     t.q_first = o->n - a->n_q;
     if (o->at) t.place = o->at + (o->n_at - a->n_q);
     if (o->places) {
-        KVF_TRY(gather(kv, a->layer, o, err));
-        t.slots = kv->gathered;
+        KVF_TRY(kvf_kv_gather_into(kv, &kv->gathered, t.slots, o->places, o->n, err));
+        t.slots = kv->gathered.slots;
     }
     if (a->window > 0 && o->first) {
         t.first = o->first + (o->n_at - a->n_q);
@@ -105,16 +97,22 @@ kvf_status kvf_order_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *
     return kvf_kv_note_mass(kv, &note, err);
 }
 
+static kvf_status move_places(kvf_kv *kv, const int32_t *slots, const int32_t *places, int64_t first, int64_t n, kvf_error *err)
+{
+    kvf_kv_gather_args g = { .kv = kvf_pool_view(kv->pool), .src = slots, .dst = slots, .from = places + first,
+                             .first = first, .n = n - first, .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim };
+    return kv->backend->ops->kv_gather(kv->backend, &g, err);
+}
+
 kvf_status kvf_kv_compact(kvf_kv *kv, const int32_t *places, int64_t n, kvf_error *err)
 {
     int64_t same = 0;
     while (same < n && places[same] == same) same++;
     for (int32_t l = 0; same < n && l < kv->dims.n_layer; l++) {
-        const int32_t *slots = kvf_layer_slots(kv, l);
-        kvf_kv_gather_args g = { .kv = kvf_pool_view(kv->pool), .src = slots, .dst = slots, .from = places + same,
-                                 .first = same, .n = n - same, .n_head_kv = kv->dims.n_head_kv, .head_dim = kv->dims.head_dim };
-        KVF_TRY(kv->backend->ops->kv_gather(kv->backend, &g, err));
+        KVF_TRY(move_places(kv, kvf_layer_slots(kv, l), places, same, n, err));
+        if (kv->far) KVF_TRY(move_places(kv, kvf_layer_turned(kv, l), places, same, n, err));
     }
+    if (kv->far) kvf_sparse_compact(kv, places, n);
     kvf_kv_truncate(kv, n);
     return KVF_OK;
 }

@@ -48,6 +48,7 @@ kvf_status kvf_far_open(kvf_kv *kv, const kvf_kv_memory_params *p, kvf_error *er
     f->rope[0] = p->rope[0];
     f->rope[1] = p->rope[1];
     f->index_open = p->index_open;
+    f->layer0 = p->layer0;
     f->oldest = f->newest = NO_SLOT;
     f->reps = f->m.coarse.kind == KVF_DIGEST_REPS;
     f->coarse_bytes = kvf_digest_bytes(&f->m.coarse);
@@ -59,6 +60,7 @@ kvf_status kvf_far_open(kvf_kv *kv, const kvf_kv_memory_params *p, kvf_error *er
     f->coarse = block;
     KVF_TRY(kvf_mem_get(mem, &block, n_layer, sizeof *f->coarse_gap, err));
     f->coarse_gap = block;
+    if (p->sparse) return kvf_sparse_open(kv, err);
     if (!f->m.index[0]) return KVF_OK;
     KVF_TRY(kvf_mem_get(mem, &block, n_layer, sizeof *f->index, err));
     f->index = block;
@@ -81,6 +83,7 @@ void kvf_far_close(kvf_kv *kv)
     kvf_far *f = kv->far;
     if (!f) return;
     const kvf_mem *mem = kvf_kv_mem(kv);
+    kvf_sparse_close(kv);
     kvf_far_digest_close(kv);
     release_backend(kv, f->cos_sin[0]);
     release_backend(kv, f->cos_sin[1]);
@@ -98,7 +101,7 @@ kvf_status kvf_far_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err)
 {
     const kvf_far *f = from->far;
     kvf_kv_memory_params p = { .memory = f->m, .rope = { f->rope[0], f->rope[1] },
-                               .layer_window = f->layer_window, .index_open = f->index_open };
+                               .layer_window = f->layer_window, .index_open = f->index_open, .layer0 = f->layer0 };
     KVF_TRY(kvf_far_open(to, &p, err));
     to->far->tier = f->tier;
     to->far->n_tier = f->n_tier;
@@ -265,8 +268,8 @@ void kvf_far_drop_window(kvf_kv *kv)
     }
 }
 
-/* Angles of positions first..first + n into cos_sin of both kinds of layers. */
-static kvf_status make_angles(kvf_kv *kv, int64_t first, int64_t n, kvf_error *err)
+/* Angles of positions first..first + n, or of n given ones, into cos_sin of both kinds of layers. */
+static kvf_status make_angles(kvf_kv *kv, int64_t first, const int32_t *given, int64_t n, kvf_error *err)
 {
     kvf_far *f = kv->far;
     if (n > f->cap_angle) {
@@ -287,7 +290,7 @@ static kvf_status make_angles(kvf_kv *kv, int64_t first, int64_t n, kvf_error *e
     int32_t pos[STEP];
     for (int64_t at = 0; at < n; at += STEP) {
         int64_t m = n - at < STEP ? n - at : STEP;
-        for (int64_t i = 0; i < m; i++) pos[i] = (int32_t)(first + at + i);
+        for (int64_t i = 0; i < m; i++) pos[i] = given ? given[at + i] : (int32_t)(first + at + i);
         for (int i = 0; i < 2; i++) {
             const kvf_kv_rope *r = &f->rope[i];
             if (r->n_rot == 0) continue;
@@ -330,7 +333,7 @@ static kvf_status restore_window(kvf_kv *kv, kvf_error *err)
             if (kvf_layer_turned(kv, l)[b] == NO_SLOT) first = b;
     }
     if (first < 0) return KVF_OK;
-    KVF_TRY(make_angles(kv, first << KVF_BLOCK_SHIFT, kv->n_key - (first << KVF_BLOCK_SHIFT), err));
+    KVF_TRY(make_angles(kv, first << KVF_BLOCK_SHIFT, NULL, kv->n_key - (first << KVF_BLOCK_SHIFT), err));
     for (int32_t l = 0; l < kv->dims.n_layer; l++) {
         int64_t b = kvf_window_first(kv->far, l, kv->n_key) >> KVF_BLOCK_SHIFT;
         kv->far->now++; /* raw blocks of the layers before may make room */
@@ -345,6 +348,10 @@ kvf_status kvf_far_prepare(kvf_kv *kv, int64_t n_tok, kvf_error *err)
 {
     kvf_far *f = kv->far;
     f->now++;
+    if (f->sparse) {
+        KVF_TRY(kvf_sparse_prepare(kv, n_tok, err));
+        return make_angles(kv, 0, f->sparse->pos + kv->n_key, n_tok, err);
+    }
     KVF_TRY(restore_window(kv, err));
     if (kv->n_key & (KVF_BLOCK - 1)) {
         /* The last block will be written: it must be here, and is no longer what the tier has. */
@@ -356,5 +363,5 @@ kvf_status kvf_far_prepare(kvf_kv *kv, int64_t n_tok, kvf_error *err)
         }
     }
     f->now++; /* what restoring used may make room */
-    return make_angles(kv, kv->n_key, n_tok, err);
+    return make_angles(kv, kv->n_key, NULL, n_tok, err);
 }

@@ -163,7 +163,7 @@ typedef struct layer_call {
     bool reading, evict;
     float *mass;
     int64_t n_mass;
-    bool mass_peak;
+    bool mass_peak, mass_unread;
 } layer_call;
 
 /* Queries of the last n_q tokens, rotated at their places and, for far keys, at the memory's distance. */
@@ -196,7 +196,8 @@ static kvf_status attention(kvf_forward *f, const layer_call *c, kvf_error *err)
     kvf_kv_attend_args a = { .layer = c->kv_l, .policy = c->policy, .q = f->q, .q_far = f->q_far, .o = f->o,
                              .n_tok = n, .n_q = n_q, .scale = hp->attn_scale, .softcap = hp->attn_softcap,
                              .window = sliding ? hp->window : 0, .reading = c->reading, .mass = c->mass,
-                             .n_mass = c->n_mass, .mass_peak = c->mass_peak, .evict = c->evict };
+                             .n_mass = c->n_mass, .mass_peak = c->mass_peak, .mass_unread = c->mass_unread,
+                             .evict = c->evict };
     KVF_TRY(kvf_kv_attend(c->kv, &a, err));
     return project_residual(f, f->o, &y->o, y->o_bias, y->post_attn_norm, f->x + (n - n_q) * hp->n_embd, n_q, err);
 }
@@ -225,6 +226,18 @@ static kvf_status make_angles(kvf_forward *f, int64_t n, kvf_error *err)
     return KVF_OK;
 }
 
+/* Angles of the queries for far keys; f->pos is used up. */
+static kvf_status make_far_angles(kvf_forward *f, int64_t n, kvf_error *err)
+{
+    const kvf_hparams *hp = &f->m->hp;
+    if (f->far == 0) return KVF_OK;
+    for (int64_t i = 0; i < n; i++) f->pos[i] = (int32_t)f->far;
+    kvf_rope_table_args r = { .pos = f->pos, .inv_freq = f->m->inv_freq[0], .n_tok = n, .n_rot = hp->n_rot,
+                              .mscale = hp->rope_mscale * hp->rope_mscale, /* raw keys carry no YaRN factor */
+                              .cos_sin = f->rope[2] };
+    return f->be->ops->rope_table(f->be, &r, err);
+}
+
 static kvf_status embed(kvf_forward *f, const kvf_token *tokens, const float *const *embd, int64_t n, kvf_error *err)
 {
     int64_t width = f->m->hp.n_embd;
@@ -240,15 +253,9 @@ static kvf_status embed(kvf_forward *f, const kvf_token *tokens, const float *co
 /* Token embeddings and the chunk's RoPE angles. */
 static kvf_status begin(kvf_forward *f, const kvf_chunk *c, int64_t n_past, kvf_error *err)
 {
-    const kvf_hparams *hp = &f->m->hp;
     for (int64_t i = 0; i < c->n_tok; i++) f->pos[i] = (int32_t)(n_past + i);
     KVF_TRY(make_angles(f, c->n_tok, err));
-    if (f->far > 0) { /* raw keys carry no YaRN factor, so the queries carry it twice */
-        for (int64_t i = 0; i < c->n_tok; i++) f->pos[i] = (int32_t)f->far;
-        kvf_rope_table_args r = { .pos = f->pos, .inv_freq = f->m->inv_freq[0], .n_tok = c->n_tok, .n_rot = hp->n_rot,
-                                  .mscale = hp->rope_mscale * hp->rope_mscale, .cos_sin = f->rope[2] };
-        KVF_TRY(f->be->ops->rope_table(f->be, &r, err));
-    }
+    KVF_TRY(make_far_angles(f, c->n_tok, err));
     return embed(f, c->tokens, c->embd, c->n_tok, err);
 }
 
@@ -306,16 +313,18 @@ static kvf_status run_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
     KVF_TRY(kvf_kv_reserve(p->kv, n, err));
     memcpy(f->pos, p->pos, (size_t)n * sizeof *f->pos);
     KVF_TRY(make_angles(f, n, err));
+    KVF_TRY(make_far_angles(f, n, err));
     if (p->layer0 == 0) KVF_TRY(embed(f, p->tokens, p->embd, n, err));
     for (int64_t i = 0; p->layer0 > 0 && i < n; i++)
         KVF_TRY(f->be->ops->upload(f->be, f->x + i * width, p->row[i], row_bytes, err));
     for (int32_t l = p->layer0; l < p->layer1; l++) {
         int64_t n_q = l < end - 1 ? n : p->n_out;
-        layer_call a = { .kv = p->kv, .l = l, .kv_l = l - p->layer0, .n = n, .n_q = n_q };
+        layer_call a = { .kv = p->kv, .policy = p->policy, .l = l, .kv_l = l - p->layer0, .n = n, .n_q = n_q };
         if (p->mass && l >= p->mass_layer && !kvf_layer_is_sliding(&f->m->hp, l)) {
             a.mass = p->mass;
             a.n_mass = p->n_mass;
             a.mass_peak = p->mass_peak;
+            a.mass_unread = p->mass_unread;
         }
         KVF_TRY(attention(f, &a, err));
         if (n_q > 0) KVF_TRY(feed_forward(f, l, n, n_q, err));
@@ -329,7 +338,7 @@ static kvf_status run_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
 kvf_status kvf_forward_part(kvf_forward *f, const kvf_part *p, kvf_error *err)
 {
     int64_t n_past = kvf_kv_len(p->kv);
-    if (p->n_tok < 1 || p->n_tok > f->n_batch || p->n_out < 0 || p->n_out > p->n_tok || f->far > 0)
+    if (p->n_tok < 1 || p->n_tok > f->n_batch || p->n_out < 0 || p->n_out > p->n_tok)
         return kvf_fail(err, KVF_ERR_INTERNAL, "a part of %lld tokens in a batch of %lld", (long long)p->n_tok,
                         (long long)f->n_batch);
     KVF_TRY(grow_buffers(f, p->n_tok, err));

@@ -35,6 +35,7 @@ kvf_status kvf_forward_run(kvf_forward *f, kvf_kv *kv, kvf_policy *policy, const
  * outside between them. */
 typedef struct kvf_part {
     kvf_kv *kv;              /* of these layers alone: its layer 0 is layer0 */
+    kvf_policy *policy;      /* asked by a kv with a memory */
     int32_t layer0, layer1;  /* layers layer0 <= l < layer1 */
     const kvf_token *tokens; /* [n_tok] if layer0 is 0, else NULL; embd as in kvf_chunk */
     const float *const *embd;
@@ -45,7 +46,7 @@ typedef struct kvf_part {
     int32_t mass_layer;      /* if mass is set: from this layer on, those of global attention add theirs to it */
     float *mass;             /* as in kvf_kv_attend_args, or NULL */
     int64_t n_mass;
-    bool mass_peak;
+    bool mass_peak, mass_unread; /* as in kvf_kv_attend_args */
 } kvf_part;
 
 /* Compute and commit the tokens to p->kv, which kvf_kv_arrange may have been told an order of. On failure

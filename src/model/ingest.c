@@ -17,6 +17,9 @@ kvf_status kvf_timeline_shape(const kvf_session *s, kvf_store_shape *out, kvf_er
     if (strcmp(s->m->backend->ops->name, "cpu") != 0)
         return kvf_fail(err, KVF_ERR_UNSUPPORTED, "a store is written from the CPU's memory, and this context computes on %s; "
                                                   "open it with device cpu", s->m->backend->ops->name);
+    if (s->lazy)
+        return kvf_fail(err, KVF_ERR_STATE, "the policy prunes tokens between layers, and which ones hangs on the question, so "
+                                            "nothing can be stored; open the session with policy infllm alone");
     if (!kvf_kv_memory(s->kv))
         return kvf_fail(err, KVF_ERR_STATE, "the policy '%s' keeps no memory of far blocks, so nothing can be stored; "
                                             "open the session with policy infllm", s->policy->ops->name);

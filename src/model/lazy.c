@@ -28,11 +28,11 @@ struct kvf_lazy {
     kvf_park *park;
     int64_t n;            /* tokens of the text that have entries below */
     int64_t since;        /* decode steps since the last choice */
-    bool stale;           /* a choice was begun and not ended */
 
     int64_t cap;          /* tokens the arrays hold */
     uint8_t *done;        /* stages done */
     uint8_t *level;       /* stages of the last choice that the token is in */
+    uint8_t *level_was;   /* and of the one before a step that chooses, should it fail */
     int32_t *row;         /* waiting row, -1: none */
     float *score;         /* by token: sum over the scoring queries and heads */
 
@@ -86,9 +86,8 @@ static kvf_status open_parts(kvf_lazy *z, kvf_session *s, kvf_error *err)
     KVF_TRY(plan_stages(z, s, err));
     z->stages[0].kv = s->kv;
     for (int32_t g = 1; g < z->plan.n; g++) {
-        kvf_dims dims = kvf_model_dims(s->m);
-        dims.n_layer = z->stages[g].layer1 - z->stages[g].layer0;
-        KVF_TRY(kvf_kv_open(&z->stages[g].kv, s->pool, dims, err));
+        stage *t = &z->stages[g];
+        KVF_TRY(kvf_timeline_open_kv(s, &t->kv, t->layer0, t->layer1, true, err));
     }
     KVF_TRY(kvf_park_open(&z->park, z->mem, s->m->hp.n_embd, z->plan.park, err));
     size_t n = (size_t)s->n_batch;
@@ -130,7 +129,7 @@ void kvf_lazy_close(kvf_lazy *z)
         kvf_free(z->mem, z->stages[g].text);
     }
     kvf_park_close(z->park);
-    void *all[] = { z->done, z->level, z->row,   z->score, z->list, z->todo, z->list_score, z->keep, z->order,
+    void *all[] = { z->done, z->level, z->level_was, z->row,   z->score, z->list, z->todo, z->list_score, z->keep, z->order,
                     z->order_text, z->mass, z->look, z->look_run, z->at, z->first, z->pos, z->tokens, z->rows };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) kvf_free(z->mem, all[i]);
     kvf_free(z->mem, z);
@@ -155,6 +154,7 @@ static kvf_status reserve(kvf_lazy *z, int64_t n, kvf_error *err)
     if (n < 256) n = 256;
     KVF_TRY(grow(z, &z->done, n, 1, err));
     KVF_TRY(grow(z, &z->level, n, 1, err));
+    KVF_TRY(grow(z, &z->level_was, n, 1, err));
     KVF_TRY(grow(z, &z->keep, n, 1, err));
     KVF_TRY(grow(z, &z->row, n, sizeof(int32_t), err));
     KVF_TRY(grow(z, &z->score, n, sizeof(float), err));
@@ -264,6 +264,7 @@ static size_t room(const kvf_session *s)
 static kvf_status check_budget(const kvf_session *s, const stage *t, int64_t n, kvf_error *err)
 {
     int64_t len = kvf_kv_len(t->kv), blocks = (len + n + KVF_BLOCK - 1) / KVF_BLOCK - (len + KVF_BLOCK - 1) / KVF_BLOCK;
+    if (kvf_kv_memory(t->kv)) blocks *= 2; /* rotated copies */
     size_t bytes = (size_t)(blocks * (t->layer1 - t->layer0)) * kvf_pool_slot_bytes(s->pool);
     if (bytes <= room(s)) return KVF_OK;
     return kvf_fail(err, KVF_ERR_LIMIT,
@@ -321,7 +322,8 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     kvf_lazy *z = s->lazy;
     stage *t = &z->stages[g];
     bool last = from + n == z->n_todo;
-    kvf_part p = { .kv = t->kv, .layer0 = t->layer0, .layer1 = t->layer1, .tokens = g == 0 ? z->tokens : NULL,
+    bool sparse = g > 0 && kvf_kv_memory(t->kv);
+    kvf_part p = { .kv = t->kv, .policy = s->policy, .layer0 = t->layer0, .layer1 = t->layer1, .tokens = g == 0 ? z->tokens : NULL,
                    .pos = z->pos, .row = z->rows, .n_tok = n, .n_out = last };
     for (int32_t i = 0; i < n; i++) {
         z->pos[i] = z->todo[from + i];
@@ -334,8 +336,9 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     bool look = last && s->passages && g + 1 == z->plan.n; /* nothing scores in the last stage */
     if (look) p.n_mass = 1;
     reading r = read_what(z, g, from, n);
-    r.order = (kvf_kv_order){ .places = r.as_stored ? NULL : z->order, .n = r.n, .at = r.as_stored ? NULL : z->at, .n_at = n };
-    if (!r.whole && s->m->hp.window > 0) {
+    r.order = (kvf_kv_order){ .places = r.as_stored ? NULL : z->order, .n = r.n, .at = r.as_stored && !sparse ? NULL : z->at,
+                              .n_at = n, .pos = sparse ? z->order_text : NULL, .back = z->todo[from] < z->n };
+    if (!r.whole && s->m->hp.window > 0 && !sparse) {
         find_windows(z, s->m->hp.window, n);
         r.order.first = z->first;
     }
@@ -343,9 +346,10 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
         memset(z->mass, 0, (size_t)r.n * sizeof *z->mass);
         p.mass = z->mass;
         p.mass_peak = !look && z->plan.peak;
+        p.mass_unread = !look;
         p.mass_layer = look ? t->layer0 : t->mass_layer;
     }
-    kvf_kv_arrange(t->kv, r.as_stored && r.whole ? NULL : &r.order);
+    kvf_kv_arrange(t->kv, r.as_stored && r.whole && !sparse ? NULL : &r.order);
     kvf_turn_take(&s->m->backend->run);
     kvf_status rc = kvf_forward_part(s->forward, &p, err);
     if (rc >= 0) settle_chunk(z, g, from, n);
@@ -377,6 +381,20 @@ static void find_todo(kvf_lazy *z, int32_t g)
         if (z->done[z->list[i]] == g) z->todo[z->n_todo++] = z->list[i];
 }
 
+/* Tokens of the chunk that begins with todo[from]. What scores, scores in one chunk, since the highest head is
+ * one of a chunk; but a memory's chunks are those of its lookups, so there it may be two. With a memory, those that come back are not mixed with the
+ * step's own, whose lookups an answer goes on from. */
+static int32_t next_chunk(const kvf_session *s, int32_t from, int64_t n_row)
+{
+    const kvf_lazy *z = s->lazy;
+    int64_t left = z->n_todo - from, whole = kvf_timeline_chunk(s, left);
+    if (!kvf_kv_memory(s->kv)) return (int32_t)(whole < left && left - whole < n_row ? left - n_row : whole);
+    if (z->todo[from] >= z->n) return (int32_t)whole;
+    int32_t n = 1;
+    while (n < s->n_batch && from + n < z->n_todo && z->todo[from + n] < z->n) n++;
+    return n;
+}
+
 static kvf_status run_stage(kvf_session *s, int32_t g, int64_t n_row, bool tell, kvf_error *err)
 {
     kvf_lazy *z = s->lazy;
@@ -384,8 +402,7 @@ static kvf_status run_stage(kvf_session *s, int32_t g, int64_t n_row, bool tell,
     for (int32_t i = 0; i < z->n_todo && z->todo[i] < z->n; i++) z->n_revived++;
     if (n_row > 0) memset(z->score, 0, (size_t)s->n_token * sizeof *z->score);
     for (int32_t from = 0; from < z->n_todo;) {
-        int32_t left = z->n_todo - from, n = left < s->n_batch ? left : (int32_t)s->n_batch;
-        if (n < left && left - n < n_row) n = left - (int32_t)n_row; /* what scores, scores in one chunk */
+        int32_t n = next_chunk(s, from, n_row);
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         KVF_TRY(run_chunk(s, g, from, n, n_row, err));
         from += n;
@@ -428,9 +445,9 @@ static kvf_status run_step(kvf_session *s, bool tell, kvf_error *err)
     kvf_lazy *z = s->lazy;
     int64_t fresh = s->n_token - z->n, n_row = fresh < z->plan.n_row ? fresh : z->plan.n_row;
     if (n_row > s->n_batch) n_row = s->n_batch;
-    bool decode = fresh == 1 && z->n > 0, again = !decode || z->stale || (z->plan.hold > 0 && z->since + 1 >= z->plan.hold);
+    bool decode = fresh == 1 && z->n > 0, again = !decode || (z->plan.hold > 0 && z->since + 1 >= z->plan.hold);
     KVF_TRY(reserve(z, s->n_token, err));
-    z->stale = again;
+    memcpy(z->level_was, z->level, (size_t)z->n);
     z->n_list = 0;
     for (int64_t i = 0; i < s->n_token; i++) {
         if (i >= z->n) {
@@ -457,7 +474,6 @@ static kvf_status run_step(kvf_session *s, bool tell, kvf_error *err)
             follow(z, g);
     }
     z->since = again ? 0 : z->since + 1;
-    z->stale = false;
     return KVF_OK;
 }
 
@@ -467,8 +483,12 @@ kvf_status kvf_lazy_step(kvf_session *s, bool tell, kvf_error *err)
     int64_t before = z->n;
     kvf_status rc = run_step(s, tell, err);
     if (rc < 0) {
-        if (z->cap >= s->n_token) z->n = s->n_token; /* so that the rows of new tokens are given back */
+        if (z->cap >= s->n_token) {
+            memcpy(z->level, z->level_was, (size_t)before);
+            z->n = s->n_token; /* so that the rows of new tokens are given back */
+        }
         kvf_lazy_cut(s, before);
+        if (s->policy->ops->forget) s->policy->ops->forget(s->policy, before);
         return rc;
     }
     s->n_run += s->n_token - before;

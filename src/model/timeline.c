@@ -29,19 +29,22 @@ double kvf_timeline_ms(void)
 
 static int64_t layer_blocks(int64_t n_tok) { return (n_tok + KVF_BLOCK - 1) / KVF_BLOCK; }
 
-/* Pool and sequence for a policy with a memory. */
-static kvf_status open_memory(kvf_session *s, const kvf_memory *m, kvf_error *err)
+kvf_status kvf_timeline_open_kv(kvf_session *s, kvf_kv **out, int32_t layer0, int32_t layer1, bool sparse, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
+    kvf_dims dims = kvf_model_dims(s->m);
+    dims.n_layer = layer1 - layer0;
+    if (!s->policy->ops->memory) return kvf_kv_open(out, s->pool, dims, err);
     void *windows;
-    KVF_TRY(kvf_mem_get(s->mem, &windows, (size_t)hp->n_layer, sizeof(int32_t), err));
-    for (int32_t l = 0; l < hp->n_layer; l++) ((int32_t *)windows)[l] = kvf_layer_is_sliding(hp, l) ? hp->window : 0;
-    kvf_kv_memory_params p = { .memory = *m, .layer_window = windows, .index_open = kvf_faiss_open };
+    KVF_TRY(kvf_mem_get(s->mem, &windows, (size_t)dims.n_layer, sizeof(int32_t), err));
+    for (int32_t l = layer0; l < layer1; l++) ((int32_t *)windows)[l - layer0] = kvf_layer_is_sliding(hp, l) ? hp->window : 0;
+    kvf_kv_memory_params p = { .layer_window = windows, .index_open = kvf_faiss_open, .layer0 = layer0, .sparse = sparse };
+    s->policy->ops->memory(s->policy, &p.memory);
     for (int i = 0; i < 2; i++) {
         const double *freq = s->m->inv_freq[i] ? s->m->inv_freq[i] : s->m->inv_freq[0];
         p.rope[i] = (kvf_kv_rope){ freq, hp->n_rot, hp->rope_kind, i == 0 ? hp->rope_mscale : 1 };
     }
-    kvf_status rc = kvf_kv_open_memory(&s->kv, s->pool, kvf_model_dims(s->m), &p, err);
+    kvf_status rc = kvf_kv_open_memory(out, s->pool, dims, &p, err);
     kvf_free(s->mem, windows);
     return rc;
 }
@@ -49,10 +52,11 @@ static kvf_status open_memory(kvf_session *s, const kvf_memory *m, kvf_error *er
 static kvf_status open_pool(kvf_session *s, const kvf_session_params *p, const kvf_memory *m, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
+    s->kv_bytes = m && p->kv_bytes == 0 ? MEMORY_BYTES : p->kv_bytes;
     int64_t copies = s->policy->ops->stages ? KVF_STAGES_MAX : 0; /* of a layer's keys, put in order */
     kvf_pool_params pp = { .backend = s->m->backend, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim,
                            .max_slots = m ? INT32_MAX : layer_blocks(s->n_ctx) * (hp->n_layer + copies),
-                           .budget_bytes = m && p->kv_bytes == 0 ? MEMORY_BYTES : p->kv_bytes };
+                           .budget_bytes = s->kv_bytes };
     return kvf_pool_open(&s->pool, &pp, err);
 }
 
@@ -73,9 +77,9 @@ static kvf_status set_limits(kvf_session *s, const kvf_session_params *p, const 
 static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
-    kvf_dims dims = kvf_model_dims(s->m);
+    int32_t layer1 = hp->n_layer;
     void *block;
-    KVF_TRY(kvf_policy_open(&s->policy, p->policy ? p->policy : "full", dims, s->mem, err));
+    KVF_TRY(kvf_policy_open(&s->policy, p->policy ? p->policy : "full", kvf_model_dims(s->m), s->mem, err));
     kvf_memory memory = { 0 }, *m = NULL;
     if (s->policy->ops->memory) {
         s->policy->ops->memory(s->policy, &memory);
@@ -86,16 +90,15 @@ static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_er
     if (s->policy->ops->stages) {
         kvf_stages plan;
         s->policy->ops->stages(s->policy, &plan);
-        dims.n_layer = plan.first[1];
+        layer1 = plan.first[1];
     }
     if (s->policy->ops->budget && hp->window > 0)
         return kvf_fail(err, KVF_ERR_UNSUPPORTED,
                         "policy %s evicts tokens, and this model has layers with sliding windows, which evict their own; use "
                         "another policy",
                         s->policy->ops->name);
-    KVF_TRY(m ? open_memory(s, m, err) : kvf_kv_open(&s->kv, s->pool, dims, err));
+    KVF_TRY(kvf_timeline_open_kv(s, &s->kv, 0, layer1, false, err));
     KVF_TRY(kvf_forward_open(&s->forward, s->m, s->n_batch, m ? m->window - 1 : 0, err));
-    s->kv_bytes = p->kv_bytes;
     if (s->policy->ops->stages) KVF_TRY(kvf_lazy_open(&s->lazy, s, err));
     KVF_TRY(kvf_sampler_open(&s->sampler, &p->sampling, hp->n_vocab, s->mem, err));
     KVF_TRY(kvf_mem_get(s->mem, &block, (size_t)hp->n_vocab, sizeof(float), err));
@@ -249,8 +252,7 @@ kvf_status kvf_timeline_report(kvf_session *s, int64_t done, int64_t total, kvf_
     return KVF_OK;
 }
 
-/* Tokens of the next chunk when `left` are to be computed. */
-static int64_t next_chunk(const kvf_session *s, int64_t left)
+int64_t kvf_timeline_chunk(const kvf_session *s, int64_t left)
 {
     if (left > s->n_batch) return s->n_batch;
     if (kvf_kv_memory(s->kv) && left > ASKING) return left - ASKING;
@@ -274,7 +276,7 @@ static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
     if (s->lazy && first < s->n_token) return kvf_lazy_step(s, tell, err);
     while (kvf_kv_len(s->kv) < s->n_token) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
-        int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = next_chunk(s, left);
+        int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = kvf_timeline_chunk(s, left);
         kvf_chunk c = { .tokens = s->tokens + at, .embd = kvf_timeline_rows(s, NULL, at, n), .n_tok = n, .n_out = n == left,
                         .evict = tell && evicts(s, n == left) };
         if (s->passages && tell) kvf_kv_track(s->kv, n == left); /* from a prompt's last token on */
@@ -370,9 +372,12 @@ static kvf_status extend(kvf_session *s, const kvf_token *tokens, int64_t n, kvf
 kvf_status kvf_timeline_append(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
     int64_t n_keep = s->n_token;
+    bool had = s->has_logits;
     KVF_TRY(extend(s, tokens, n, err));
     s->n_prompt += n;
-    return prefill(s, n_keep, err);
+    kvf_status rc = prefill(s, n_keep, err);
+    if (rc < 0 && s->n_token == n_keep) s->has_logits = had; /* nothing was computed to its end, so they are still there */
+    return rc;
 }
 
 kvf_status kvf_timeline_next(kvf_session *s, kvf_token *out, kvf_error *err)

@@ -65,7 +65,11 @@ kvf_status kvf_timeline_load(kvf_session *s, kvf_store *st, const char *name, kv
 kvf_status kvf_timeline_passages(kvf_session *s, int64_t first, int64_t end, kvf_passage *out, int64_t cap,
                                  int64_t *n, kvf_error *err);
 
-/* For ingest.c: what timeline.c shares. */
+/* For ingest.c and lazy.c: what timeline.c shares. */
+/* A sequence of layers layer0 <= l < layer1 as the session's policy wants it: plain, with a memory, or sparse. */
+kvf_status kvf_timeline_open_kv(kvf_session *s, kvf_kv **out, int32_t layer0, int32_t layer1, bool sparse, kvf_error *err);
+/* Tokens of the next chunk when `left` are to be computed. */
+int64_t kvf_timeline_chunk(const kvf_session *s, int64_t left);
 kvf_status kvf_timeline_check_tokens(const kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
 /* Rows of the n <= n_batch tokens at the places pos[i], NULL: at + i; NULL if there are no embeddings. */
 const float *const *kvf_timeline_rows(kvf_session *s, const int32_t *pos, int64_t at, int64_t n);

@@ -151,8 +151,7 @@ typedef struct kvf_policy_ops {
      * document is read. (with memory: required) */
     void (*identity)(const kvf_policy *p, char *out, size_t cap);
 
-    /* Fill *s: tokens are pruned between layers. (optional: every token goes through every layer; not
-     * together with memory) */
+    /* Fill *s: tokens are pruned between layers. (optional: every token goes through every layer) */
     void (*stages)(const kvf_policy *p, kvf_stages *s);
 
     /* Set keep[i] to 1 for the tokens that go on to the next stage, to 0 for the others. keep is [k->n],
@@ -164,12 +163,20 @@ typedef struct kvf_policy_ops {
 
     /* Write the places to keep, stay [n_head_kv][e->keep], each row rising. (with budget: required) */
     kvf_status (*evict)(kvf_policy *p, const kvf_evict *e, int32_t *stay, kvf_error *err);
+
+    /* Write the spec with every option spelled out. (optional: name and options) */
+    void (*print)(const kvf_policy *p, char *out, size_t cap);
 } kvf_policy_ops;
 
-/* Open the policy `spec` names, "name" or "name:key=value,...". On failure *out is NULL: NOT_FOUND
+/* Open the policy `spec` names, "name" or "name:key=value,...", or several joined by '+' (chain.c). On failure *out is NULL: NOT_FOUND
  * (no such name; the message lists those there are), ARG (bad option), NOMEM. Close takes NULL. */
 kvf_status kvf_policy_open(kvf_policy **out, const char *spec, kvf_dims dims, const kvf_mem *mem, kvf_error *err);
 void kvf_policy_close(kvf_policy *p);
+
+/* chain.c, for kvf_policy_open: does the spec name more than one policy? Then open it; ARG also if members decide
+ * the same, or cannot go together. */
+bool kvf_policy_is_chain(const char *spec);
+kvf_status kvf_policy_open_chain(kvf_policy **out, const char *spec, kvf_dims dims, const kvf_mem *mem, kvf_error *err);
 
 /* The spec with every option spelled out, cut to cap. */
 void kvf_policy_print(const kvf_policy *p, char *out, size_t cap);

@@ -34,6 +34,7 @@ static kvf_status fail_unknown(const char *name, size_t n, kvf_error *err)
 kvf_status kvf_policy_open(kvf_policy **out, const char *spec, kvf_dims dims, const kvf_mem *mem, kvf_error *err)
 {
     *out = NULL;
+    if (kvf_policy_is_chain(spec)) return kvf_policy_open_chain(out, spec, dims, mem, err);
     size_t n_name = strcspn(spec, ":");
     const kvf_policy_ops *ops = NULL;
     for (int i = 0; i < N_POLICY; i++)
@@ -65,6 +66,10 @@ void kvf_policy_close(kvf_policy *p)
 
 void kvf_policy_print(const kvf_policy *p, char *out, size_t cap)
 {
+    if (p->ops->print) {
+        p->ops->print(p, out, cap);
+        return;
+    }
     int w = snprintf(out, cap, "%s%s", p->ops->name, p->ops->options && p->ops->options->name ? ":" : "");
     if (w > 0 && (size_t)w < cap) kvf_options_print(p->ops->options, p->state, out + w, cap - (size_t)w);
 }

@@ -121,6 +121,10 @@ Test(alloc, every_failure_is_reported_and_nothing_leaks_lazy)
 {
     fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "lazyllm:stages=1,keep=0.3,rows=2,hold=1");
 }
+Test(alloc, every_failure_is_reported_and_nothing_leaks_chain)
+{
+    fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "infllm:init=0,window=128,block=32,chunk=64,topk=1+lazyllm:stages=1,keep=0.3,rows=2,hold=1");
+}
 Test(alloc, every_failure_is_reported_and_nothing_leaks_evict)
 {
     fail_each(KVF_TEST_DATA "/tiny/qwen2.gguf", "snapkv:budget=40,window=8");
