@@ -138,6 +138,23 @@ def quality_table(found, model, kind, row):
                       "kept"], lines)
 
 
+def pair_table(found, model):
+    mine = [f for f in of(found, model, "paired") if f["figure"].startswith("score less ")]
+    if not mine:
+        return []
+    lines = []
+    for f in mine:
+        other = f["figure"].replace("score less ", "")
+        wins, losses = (get(found, model, "paired", f["row"], f["engine"], "%s against %s" % (w, other))["value"]
+                        for w in ("wins", "losses"))
+        sure = "worse" if f["high"] < 0 else "better" if f["low"] > 0 else ""
+        lines.append([f["row"], f["engine"], other, "%+.2f (%+.2f to %+.2f)" % (f["value"], f["low"], f["high"]),
+                      "%d : %d" % (wins, losses), f["n"], sure])
+    return [("h", 3, "Pair by pair"), ("p", "Score of ours less that of the other on the same question, mean and 95 % interval; "
+            "\"better\" and \"worse\" where the interval leaves out zero."),
+            ("table", ["questions of", "ours", "less", "difference", "wins : losses", "n", ""], lines)]
+
+
 def by_group(found, model, prefix):
     mine = of(found, model, "quality")
     rows = [r for r in unique(f["row"] for f in mine) if r not in (figures.ALL, figures.FAST) and r.startswith("task ") == prefix]
@@ -175,7 +192,7 @@ def quality(found, model):
                                              "choice, and others can only lose. It shows what is lost, not who is best.")]
         for kind, title in KINDS:
             out += [("p", title + ":"), quality_table(found, model, kind, figures.FAST)]
-    return out
+    return out + pair_table(found, model)
 
 
 def over_all(found, model):
@@ -422,8 +439,9 @@ def worse(found):
         lines.append([ours, theirs, name, "; ".join(shown) + (" ..." if len(pairs) > 3 else ""), why, short(model)])
     if not lines:
         return [("p", "Nothing beyond noise in this run.")]
-    return [("p", "Every figure of full, infllm and lazyllm that an alternative beats with intervals apart (scores: 95 %; costs: "
-             "least to most of at least three rounds)."),
+    return [("p", "Every figure of full, infllm and lazyllm in which an alternative is ahead beyond noise (scores: pair by pair, "
+             "of at least %d questions; costs: least to most apart, of at least %d rounds)." % (
+                 stats.MIN_QUESTIONS, stats.MIN_PAIRS)),
             ("table", ["ours", "better", "figure", "where", "reason, and what is done", "model"], lines)]
 
 
@@ -470,7 +488,7 @@ def not_run(rows, found, about):
         out += ["`%s`, %s: %s." % (short(model), name, text) for name, text in why.items()]
     failed = [r for r in rows if "error" in r]
     out += ["Failed: %s on %s: %s" % (r["engine"], r["id"], r["error"]) for r in failed[:20]]
-    out.append("Contracts as a task of their own (the data folder has none), passkeys beyond 16K tokens, more than one seed, "
+    out.append("Contracts as a task of their own (the data folder has none), needles beyond the lengths shown, more than one seed, "
                "many readers of one store, a GPU.")
     return [("list", out)]
 

@@ -3,9 +3,9 @@
 
     compare.py OLD NEW [--least 0.05] [--cost-least 0.1]
 
-OLD and NEW are figures.csv or the folders that hold it. A figure moved when both intervals are apart (scores: 95 %;
-costs: least to most, from at least three rounds on both sides) and the value changed by more than --least, costs by
-more than --cost-least. Ratios within a run are compared rather than seconds between runs where both reports have
+OLD and NEW are figures.csv or the folders that hold it. A figure moved when both intervals are apart (scores: 95 %, of
+at least eight questions; costs: least to most, of at least three rounds, on both sides) and the value changed by more
+than --least, costs by more than --cost-least. Ratios within a run are compared rather than seconds between runs where both reports have
 them: a machine has good and bad hours.
 
 Exit code: 0 nothing got worse, 1 something did, 2 unusable input.
@@ -39,7 +39,7 @@ def comparable(old, new, relative):
     """relative: engines and rows that have ratios in both; their times are then judged by these."""
     if not new["better"] or old["low"] is None or new["low"] is None:
         return False
-    if is_time(new) and min(old["n"], new["n"]) < stats.MIN_PAIRS:
+    if min(old["n"], new["n"]) < (stats.MIN_PAIRS if is_time(new) else stats.MIN_QUESTIONS):
         return False
     seconds = new["section"] == "cost" and new["unit"] in ("s", "tokens/s")
     return not (seconds and (new["model"], new["row"], new["engine"], new["figure"]) in relative)

@@ -20,6 +20,9 @@ COSTS = {  # figure: (what is good, unit)
 RATIOS = ["first_s", "second_s", "restart_s", "write_tps", "peak_bytes"]
 BASES = ["full", "llama.cpp"]
 ALL, FAST = "all tasks", "fast30"
+# Ours, and what each is held against.
+OURS = {"full": ["llama.cpp", "rag-bm25", "rag-minilm"], "infllm": ["full", "window", "rag-bm25", "rag-minilm", "keydiff"],
+        "lazyllm": ["full", "rag-bm25", "rag-minilm", "snapkv"]}
 WITHIN = 1.25  # a text of at most this many budgets is read nearly as a whole by everything: it shows nothing
 
 
@@ -96,6 +99,22 @@ def quality(model, rows):
             for field in ("n_computed", "n_kept"):
                 out.append(figure(model, "quality", row, name, field,
                                   stats.mean([r[field] for r in some if r["engine"] == name]), len(scores), "low", "tokens"))
+    return out
+
+
+def paired(model, rows):
+    """Differences of scores, question by question: what a comparison of two engines rests on."""
+    mine, out = answers_of(rows, model), []
+    for row, some in scopes_of([r for r in mine if not r["engine"].startswith("llama.cpp")]):
+        for name, others in OURS.items():
+            for other in others:
+                both = pairs(some, name, other, "score")
+                if row.startswith("task ") or len(both) < stats.MIN_QUESTIONS:
+                    continue
+                out.append(figure(model, "paired", row, name, "score less %s" % other,
+                                  stats.mean_interval([a - b for a, b in both]), len(both)))
+                for what, n in (("wins", sum(a > b for a, b in both)), ("losses", sum(a < b for a, b in both))):
+                    out.append(figure(model, "paired", row, name, "%s against %s" % (what, other), n, len(both)))
     return out
 
 
@@ -226,36 +245,50 @@ def fits(model, rows):
 def everything(rows):
     out = []
     for model in models_of(rows):
-        for make in (quality, same_as_llama, needle_grid, likelihood, cost, fits):
+        for make in (quality, paired, same_as_llama, needle_grid, likelihood, cost, fits):
             out += make(model, rows)
     return out
 
 
 # ---- Where kvfold is worse than something else ----
 
-OURS = {"full": ["llama.cpp", "rag-bm25", "rag-minilm"], "infllm": ["full", "window", "rag-bm25", "rag-minilm", "keydiff"],
-        "lazyllm": ["full", "rag-bm25", "rag-minilm", "snapkv"]}
-
-
 def worse(found):
-    """[(figure of ours, figure of the other)] whose intervals are apart, the wrong way round."""
-    out = []
+    """[(figure of ours, figure of the other)] where the other is ahead beyond noise."""
     index = {(f["model"], f["section"], f["row"], f["engine"], f["figure"]): f for f in found}
+    return worse_scores(found, index) + worse_costs(found, index)
+
+
+def worse_scores(found, index):
+    out = []
     for f in found:
-        if f["section"] not in ("quality", "cost", "needle", "peer") or f["low"] is None or f["row"].startswith("task "):
-            continue
-        if f["figure"] not in ("score", "first_s", "second_s", "restart_s", "write_tps", "peak_bytes", "disk_bytes"):
-            continue
-        if f["section"] == "quality" and f["figure"] != "score":
+        if f["section"] == "paired" and f["low"] is not None and f["high"] < 0:
+            other = f["figure"].replace("score less ", "")
+            out.append(tuple(index[(f["model"], "quality", f["row"], e, "score")] for e in (f["engine"], other)))
+    for f in found:
+        if f["section"] != "needle" or f["low"] is None or f["n"] < stats.MIN_QUESTIONS:
             continue
         for other in OURS.get(f["engine"], []):
-            o = index.get((f["model"], f["section"], f["row"], other, f["figure"]))
-            if not o or o["low"] is None or (f["section"] == "cost" and min(f["n"], o["n"]) < stats.MIN_PAIRS):
-                continue
-            if stats.moved(tuple(o[k] for k in ("value", "low", "high")),
-                           tuple(f[k] for k in ("value", "low", "high")), f["better"]) == "worse":
+            o = index.get((f["model"], "needle", f["row"], other, f["figure"]))
+            if o and o["low"] is not None and is_apart(o, f) == "worse":
                 out.append((f, o))
     return out
+
+
+def worse_costs(found, index):
+    out = []
+    for f in found:
+        if f["section"] != "cost" or f["figure"] not in RATIOS + ["disk_bytes"] or f["n"] < stats.MIN_PAIRS:
+            continue
+        for other in OURS.get(f["engine"], []):
+            o = index.get((f["model"], "cost", f["row"], other, f["figure"]))
+            if o and o["n"] >= stats.MIN_PAIRS and is_apart(o, f) == "worse":
+                out.append((f, o))
+    return out
+
+
+def is_apart(old, new):
+    """'better', 'worse' or None, of new against old."""
+    return stats.moved(*(tuple(f[k] for k in ("value", "low", "high")) for f in (old, new)), new["better"])
 
 
 # ---- Files ----

@@ -13,6 +13,7 @@ import random
 import statistics
 
 MIN_PAIRS = 3
+MIN_QUESTIONS = 8  # an interval of fewer scores is drawn from too little to call a difference real
 RESAMPLES = 1000
 
 

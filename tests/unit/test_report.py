@@ -140,6 +140,14 @@ class Figures(unittest.TestCase):
         self.assertNotIn(("full", "infllm", "first_s"), pairs)
 
 
+    def test_a_lower_score_is_a_loss_where_the_pairs_say_so(self):
+        rows = [answer(e, "q%d" % i, float(e == "full" or i < 2)) for e in ("full", "infllm") for i in range(9)]
+        found = figures.everything(rows)
+        self.assertIn(("infllm", "full"), [(f["engine"], o["engine"]) for f, o in figures.worse(found)])
+        wins = [f["value"] for f in found if f["figure"] == "losses against full" and f["row"] == figures.ALL]
+        self.assertEqual(wins, [7])
+
+
 class Plan(unittest.TestCase):
     def test_a_smaller_sample_is_spread_over_all(self):
         self.assertEqual(tasks.evenly(list(range(100)), 4), [12, 37, 62, 87])
@@ -175,6 +183,13 @@ class Plan(unittest.TestCase):
 
 
 class Compare(unittest.TestCase):
+    def test_two_questions_are_no_evidence(self):
+        def report(n, score):
+            return figures.everything([answer("full", "q%d" % i, score) for i in range(n)])
+        self.assertEqual(compare.moved(report(2, 1.0), report(2, 0.0), 0.05, 0.1), ([], 0))
+        found, _ = compare.moved(report(9, 1.0), report(9, 0.0), 0.05, 0.1)
+        self.assertIn(("worse", "score"), [(way, f["figure"]) for way, _, f in found])
+
     def figures_of(self, seconds):
         return figures.everything([cost("full", 1024, i, seconds + 0.01 * i) for i in range(3)])
 
