@@ -252,9 +252,20 @@ kvf_status kvf_timeline_report(kvf_session *s, int64_t done, int64_t total, kvf_
     return KVF_OK;
 }
 
+/* Newest tokens of a prompt that the policy wants to see in one chunk. */
+static int64_t last_rows(const kvf_session *s)
+{
+    kvf_budget b = { 0 };
+    if (s->policy->ops->budget) s->policy->ops->budget(s->policy, &b);
+    return b.n_row < s->n_batch ? b.n_row : s->n_batch;
+}
+
 int64_t kvf_timeline_chunk(const kvf_session *s, int64_t left)
 {
-    if (left > s->n_batch) return s->n_batch;
+    if (left > s->n_batch) {
+        int64_t rest = left - s->n_batch, voters = last_rows(s);
+        return rest < voters ? left - voters : s->n_batch; /* the end is not cut through */
+    }
     if (kvf_kv_memory(s->kv) && left > ASKING) return left - ASKING;
     return left;
 }

@@ -38,16 +38,19 @@ static void teardown(void)
 
 TestSuite(evict, .init = setup, .fini = teardown);
 
-static kvf_session *open_session(const char *policy)
+static kvf_session *open_with(const char *policy, int64_t n_batch, size_t kv_bytes)
 {
     kvf_session *s;
     kvf_session_params p;
     kvf_session_params_init(&p);
     p.policy = policy;
-    p.n_batch = 100;
+    p.n_batch = n_batch;
+    p.kv_bytes = kv_bytes;
     cr_assert_eq(kvf_session_open(&s, m, &p, &err), KVF_OK, "%s: %s", policy, err.msg);
     return s;
 }
+
+static kvf_session *open_session(const char *policy) { return open_with(policy, 100, 0); }
 
 static float *logits_of(kvf_session *s)
 {
@@ -119,6 +122,25 @@ Test(evict, a_cut_before_what_was_evicted_reads_again)
         kvf_session_close(s);
         kvf_session_close(fresh);
     }
+}
+
+/* The window votes as a whole, wherever a chunk ends. */
+Test(evict, who_votes_does_not_hang_on_where_the_chunks_end)
+{
+    static const int64_t batches[] = { 100, 399, 393, 390 };
+    kvf_session *one = open_with("snapkv:budget=100,window=16", 400, 0);
+    cr_assert_eq(kvf_session_sync(one, text, 400, &err), KVF_OK);
+    cr_assert_eq(kvf_session_append(one, text, 1, &err), KVF_OK);
+    for (int i = 0; i < 4; i++) {
+        kvf_session *s = open_with("snapkv:budget=100,window=16", batches[i], 0);
+        cr_assert_eq(kvf_session_sync(s, text, 400, &err), KVF_OK);
+        cr_assert_eq(kvf_session_append(s, text, 1, &err), KVF_OK);
+        double worst = 0;
+        for (int32_t v = 0; v < n_vocab; v++) worst = fmax(worst, fabs((double)logits_of(one)[v] - logits_of(s)[v]));
+        cr_assert_lt(worst, 0.1, "chunks of %lld: %g", (long long)batches[i], worst);
+        kvf_session_close(s);
+    }
+    kvf_session_close(one);
 }
 
 Test(evict, contradictions_are_refused)
