@@ -289,7 +289,7 @@ static kvf_status compute(kvf_session *s, bool tell, kvf_error *err)
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = kvf_timeline_chunk(s, left);
         kvf_chunk c = { .tokens = s->tokens + at, .embd = kvf_timeline_rows(s, NULL, at, n), .n_tok = n, .n_out = n == left,
-                        .evict = tell && evicts(s, n == left) };
+                        .evict = (tell || total > 1) && evicts(s, n == left) };
         if (s->passages && tell) kvf_kv_track(s->kv, n == left); /* from a prompt's last token on */
         KVF_TRY(kvf_timeline_run(s, &c, n == left ? s->logits : NULL, err));
         s->has_logits = n == left;
@@ -483,7 +483,8 @@ static kvf_status score_all(kvf_session *s, int64_t first, kvf_score *scores, kv
     while (kvf_kv_len(s->kv) < s->n_token) {
         KVF_TRY(kvf_timeline_check_cancel(s, err));
         int64_t at = kvf_kv_len(s->kv), left = s->n_token - at, n = left < s->n_batch ? left : s->n_batch;
-        kvf_chunk c = { .tokens = s->tokens + at, .embd = kvf_timeline_rows(s, NULL, at, n), .n_tok = n, .n_out = n };
+        kvf_chunk c = { .tokens = s->tokens + at, .embd = kvf_timeline_rows(s, NULL, at, n), .n_tok = n, .n_out = n,
+                        .evict = evicts(s, n == left) };
         KVF_TRY(kvf_timeline_run(s, &c, NULL, err));
         KVF_TRY(score_chunk(s, at + 1, n, scores + (at + 1 - first), err));
         KVF_TRY(kvf_timeline_report(s, at + n - first, total, err));

@@ -143,6 +143,47 @@ Test(evict, who_votes_does_not_hang_on_where_the_chunks_end)
     kvf_session_close(one);
 }
 
+static int stop_at_third(void *user, int64_t done, int64_t total)
+{
+    (void)done;
+    (void)total;
+    return ++*(int *)user == 3;
+}
+
+/* A cancelled prompt is carried on by asking for what comes next, and a scored text is read like a prompt. */
+Test(evict, every_way_of_reading_a_text_keeps_to_the_budget)
+{
+    kvf_session *s = open_session("keydiff:budget=100,recent=16"), *u = open_session("keydiff:budget=100,recent=16");
+    cr_assert_eq(kvf_session_sync(s, text, 500, &err), KVF_OK);
+    static kvf_score scores[500], dense[500];
+    cr_assert_eq(kvf_session_score(u, text, 500, scores, &err), KVF_OK, "%s", err.msg);
+    cr_assert_eq(blocks_of(u), blocks_of(s));
+    double worst = 0; /* the last layer computes more tokens here, and rounds otherwise */
+    for (int32_t v = 0; v < n_vocab; v++) worst = fmax(worst, fabs((double)logits_of(s)[v] - logits_of(u)[v]));
+    cr_assert_lt(worst, 0.1, "%g", worst);
+    kvf_session *full = open_session("full");
+    cr_assert_eq(kvf_session_score(full, text, 500, dense, &err), KVF_OK);
+    int differ = 0;
+    for (int i = 0; i < 500; i++) differ += dense[i].logprob != scores[i].logprob;
+    cr_assert_gt(differ, 100, "the perplexity under eviction is the dense one");
+    kvf_session_close(s);
+    kvf_session_close(u);
+    kvf_session_close(full);
+    kvf_session_params p;
+    kvf_session_params_init(&p);
+    int calls = 0;
+    p.policy = "keydiff:budget=100,recent=16";
+    p.n_batch = 100;
+    p.progress = stop_at_third;
+    p.user = &calls;
+    cr_assert_eq(kvf_session_open(&s, m, &p, &err), KVF_OK);
+    cr_assert_eq(kvf_session_sync(s, text, 500, &err), KVF_ERR_CANCELLED);
+    cr_assert_eq(kvf_session_tokens(s, NULL), 300);
+    cr_assert(isfinite(logits_of(s)[0]));
+    cr_assert_eq(blocks_of(s), 8);
+    kvf_session_close(s);
+}
+
 Test(evict, contradictions_are_refused)
 {
     static const char *const bad[] = { "snapkv:budget=32,window=32", "snapkv:pool=2", "keydiff:budget=20,recent=20", "snapkv:budget=0" };
