@@ -227,9 +227,13 @@ static kvf_status add_block(kvf_kv *kv, kvf_error *err)
     return rc;
 }
 
-kvf_status kvf_kv_can_hold(const kvf_kv *kv, int64_t n, kvf_error *err)
+kvf_status kvf_kv_can_hold(const kvf_kv *kv, const kvf_kv_plan *p, kvf_error *err)
 {
-    int64_t have = kvf_blocks_for(kv->n_key), want = kvf_blocks_for(n - kv->n_gone);
+    bool again = kv->n_gone > 0 && p->kept < kv->gone_at; /* a cut into what was evicted leaves nothing */
+    int64_t held = again ? 0 : kv->n_key, keys = again ? p->n : p->n - kv->n_gone;
+    int64_t most = (held > p->budget ? held : p->budget) + p->chunk;
+    if (p->budget > 0 && keys > most) keys = most;
+    int64_t have = kvf_blocks_for(kv->n_key), want = kvf_blocks_for(keys);
     if (want <= have) return KVF_OK;
     if (!kv->far) return kvf_pool_can_take(kv->pool, (want - have) * kv->dims.n_layer, err);
     if (kv->far->tier) return KVF_OK; /* told block by block: what the tier holds makes room */

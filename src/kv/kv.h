@@ -61,8 +61,12 @@ kvf_status kvf_kv_fork(kvf_kv **out, const kvf_kv *kv, kvf_error *err);
 
 int64_t kvf_kv_len(const kvf_kv *kv); /* committed tokens, evicted ones too */
 
-/* LIMIT if n tokens in all could not be held. Nothing is changed. */
-kvf_status kvf_kv_can_hold(const kvf_kv *kv, int64_t n, kvf_error *err);
+/* LIMIT if n tokens in all could not be held, after a cut to the first `kept`. budget > 0: they come in chunks
+ * of `chunk`, and after each the sequence falls to that many keys. Nothing is changed. */
+typedef struct kvf_kv_plan {
+    int64_t kept, n, budget, chunk;
+} kvf_kv_plan;
+kvf_status kvf_kv_can_hold(const kvf_kv *kv, const kvf_kv_plan *p, kvf_error *err);
 
 /* Slots for n_tok tokens after the committed ones, in all layers. On failure nothing changed.
  * Errors: LIMIT, NOMEM; with a tier also IO, FORMAT. */

@@ -145,13 +145,16 @@ void kvf_timeline_close(kvf_session *s)
     kvf_free(s->mem, s);
 }
 
-/* Would a timeline of n tokens fit? Nothing is changed. */
-static kvf_status check_room(const kvf_session *s, int64_t n, kvf_error *err)
+/* Would a timeline of n tokens fit, of which the first `kept` stay? Nothing is changed. */
+static kvf_status check_room(const kvf_session *s, int64_t kept, int64_t n, kvf_error *err)
 {
     if (n > s->n_ctx)
         return kvf_fail(err, KVF_ERR_LIMIT, "%lld tokens do not fit the context of %lld; shorten the text or raise n_ctx",
                         (long long)n, (long long)s->n_ctx);
-    return kvf_kv_can_hold(s->kv, n, err);
+    kvf_budget b = { 0 };
+    if (s->policy->ops->budget) s->policy->ops->budget(s->policy, &b);
+    kvf_kv_plan p = { .kept = kept, .n = n, .budget = b.every_chunk ? b.tokens : 0, .chunk = s->n_batch };
+    return kvf_kv_can_hold(s->kv, &p, err);
 }
 
 kvf_status kvf_timeline_check_tokens(const kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
@@ -348,10 +351,10 @@ static kvf_status reserve_tokens(kvf_session *s, const kvf_token **tokens, int64
 kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
     KVF_TRY(check_mixed(s, tokens, n, 0, err));
-    KVF_TRY(check_room(s, n, err));
-    KVF_TRY(reserve_tokens(s, &tokens, n, err));
     int64_t same = 0, both = n < s->n_token ? n : s->n_token;
     while (same < both && s->tokens[same] == tokens[same]) same++;
+    KVF_TRY(check_room(s, same < n ? same : n - 1, n, err));
+    KVF_TRY(reserve_tokens(s, &tokens, n, err));
     s->n_prompt += n;
     if (same == n && n == s->n_token && s->has_logits) {
         s->n_reused += n;
@@ -372,7 +375,7 @@ kvf_status kvf_timeline_sync(kvf_session *s, const kvf_token *tokens, int64_t n,
 static kvf_status extend(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err)
 {
     KVF_TRY(check_mixed(s, tokens, n, s->n_embd_row > 0 ? count_embeddings(s->tokens, s->n_token) : 0, err));
-    KVF_TRY(check_room(s, s->n_token + n, err));
+    KVF_TRY(check_room(s, s->n_token, s->n_token + n, err));
     KVF_TRY(reserve_tokens(s, &tokens, s->n_token + n, err));
     memmove(s->tokens + s->n_token, tokens, (size_t)n * sizeof *tokens);
     s->n_token += n;
@@ -498,7 +501,7 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
     if (!block) KVF_TRY(kvf_mem_get(s->mem, &block, SCORE_ROWS * (size_t)s->m->hp.n_vocab, sizeof(float), err));
     s->score_rows = block;
     KVF_TRY(kvf_timeline_check_tokens(s, tokens, n, err));
-    KVF_TRY(check_room(s, s->n_token + n, err));
+    KVF_TRY(check_room(s, s->n_token, s->n_token + n, err));
     memset(&scores[0], 0, sizeof scores[0]);
     if (s->n_token > 0) {
         KVF_TRY(kvf_timeline_logits(s, err));

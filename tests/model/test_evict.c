@@ -184,6 +184,32 @@ Test(evict, every_way_of_reading_a_text_keeps_to_the_budget)
     kvf_session_close(s);
 }
 
+/* What is asked of memory is what an eviction leaves and a chunk more; and what does not fit changes nothing. */
+Test(evict, a_budget_of_memory_is_checked_by_what_will_be_held)
+{
+    enum { BLOCK_BYTES = 32768, LAYERS = 8 };
+    kvf_session *s = open_with("keydiff:budget=128", 128, 2 * LAYERS * BLOCK_BYTES);
+    cr_assert_eq(kvf_session_sync(s, text, 700, &err), KVF_OK, "%s", err.msg);
+    cr_assert_eq(blocks_of(s), LAYERS);
+    kvf_session_close(s);
+    s = open_with("keydiff:budget=128", 128, LAYERS * BLOCK_BYTES);
+    cr_assert_eq(kvf_session_sync(s, text, 700, &err), KVF_ERR_LIMIT);
+    cr_assert_eq(kvf_session_tokens(s, NULL), 0);
+    kvf_session_close(s);
+
+    kvf_token other[600];
+    const kvf_token *now;
+    memcpy(other, text, sizeof other);
+    other[3] = (other[3] + 1) % 200;
+    s = open_with("snapkv:budget=100", 128, 4 * LAYERS * BLOCK_BYTES);
+    cr_assert_eq(kvf_session_sync(s, text, 500, &err), KVF_OK, "%s", err.msg);
+    cr_assert_eq(kvf_session_sync(s, other, 600, &err), KVF_ERR_LIMIT, "all of it is read again");
+    cr_assert_eq(kvf_session_tokens(s, &now), 500);
+    cr_assert_arr_eq(now, text, 500 * sizeof *now);
+    cr_assert_eq(kvf_session_append(s, text + 500, 100, &err), KVF_OK, "%s", err.msg);
+    kvf_session_close(s);
+}
+
 Test(evict, contradictions_are_refused)
 {
     static const char *const bad[] = { "snapkv:budget=32,window=32", "snapkv:pool=2", "keydiff:budget=20,recent=20", "snapkv:budget=0" };
