@@ -363,6 +363,41 @@ typedef struct kvf_mamba kvf_mamba; /* layers and, without backward branches, a 
 KVF_API kvf_status kvf_mamba_open(kvf_mamba **out, kvf_ctx *ctx, const kvf_mamba_params *p, kvf_error *err);
 KVF_API void kvf_mamba_close(kvf_mamba *m);
 
+/* A weight by name, as a file holds it. */
+typedef struct kvf_mamba_tensor {
+    const char *name;
+    const float *data; /* row-major */
+    int32_t n_dim;     /* 1..4 */
+    int64_t shape[4];  /* slowest first */
+} kvf_mamba_tensor; /* comes in arrays and never changes */
+
+/* The same from named weights, which are copied. Names are those of Mamba's modules behind one common prefix
+ * (any, or none): layers.I.norm.weight, .norm.bias, .mixer.in_proj.weight, .out_proj.weight, .conv1d.weight
+ * ([E][1][K] or [E][K]), .conv1d.bias, .x_proj.weight, .dt_proj.weight, .dt_proj.bias, .A_log, .D; the backward
+ * direction adds conv1d_b, x_proj_b, dt_proj_b, A_b_log, D_b, as Vision Mamba calls them (arXiv:2401.09417).
+ * Both norms and biases of conv1d may be absent. Dimensions are taken from the shapes. norm_eps 0: 1e-5.
+ * Errors: FORMAT (an unknown, missing or repeated name, a shape, NaN or infinity; each with the tensor), ARG,
+ * NOMEM. */
+KVF_API kvf_status kvf_mamba_open_tensors(kvf_mamba **out, kvf_ctx *ctx, const kvf_mamba_tensor *t, int64_t n,
+                                          float norm_eps, kvf_error *err);
+
+/* The same from a GGUF file of such tensors in f32, f16 or bf16; metadata is not looked at.
+ * Errors: those; IO, UNSUPPORTED (another element type). */
+KVF_API kvf_status kvf_mamba_open_gguf(kvf_mamba **out, kvf_ctx *ctx, const char *path, float norm_eps, kvf_error *err);
+
+typedef struct kvf_mamba_info {
+    size_t size;      /* set by the caller */
+    int64_t n_layer;
+    int32_t d_model, d_inner, d_state, dt_rank, d_conv;
+    int32_t backward; /* 1: there are backward branches */
+    float norm_eps;
+    int32_t reserved32;
+    uint64_t reserved[4];
+} kvf_mamba_info;
+
+/* Fill *info. Errors: ARG (size). */
+KVF_API kvf_status kvf_mamba_get_info(const kvf_mamba *m, kvf_mamba_info *info, kvf_error *err);
+
 /* Run n tokens x [n][d_model] f32 through all layers, in place: row y * W + x of frame after frame. Without
  * backward branches the state carries on from call to call, so chunks give what one call gives; with them
  * every call is a sequence of its own. Errors: ARG (n < 1, NaN or infinity), NOMEM (x and state are as

@@ -5,6 +5,7 @@
 #include "merge/mamba.h"
 #include "merge/method.h"
 #include "merge/inner.h"
+#include "vision/mamba_gguf.h"
 
 /* What a ctx lends to src/merge. */
 static kvf_status lend(kvf_merge_env *env, kvf_ctx *ctx, kvf_error *err)
@@ -43,4 +44,24 @@ kvf_status kvf_mamba_open(kvf_mamba **out, kvf_ctx *ctx, const kvf_mamba_params 
     if (out) *out = NULL;
     KVF_TRY(lend(&env, ctx, err));
     return kvf_mamba_open_env(out, &env, p, err);
+}
+
+kvf_status kvf_mamba_open_tensors(kvf_mamba **out, kvf_ctx *ctx, const kvf_mamba_tensor *t, int64_t n,
+                                  float norm_eps, kvf_error *err)
+{
+    kvf_merge_env env;
+    if (out) *out = NULL;
+    KVF_TRY(lend(&env, ctx, err));
+    return kvf_mamba_open_named(out, &env, t, n, norm_eps, err);
+}
+
+kvf_status kvf_mamba_open_gguf(kvf_mamba **out, kvf_ctx *ctx, const char *path, float norm_eps, kvf_error *err)
+{
+    kvf_mamba_file f;
+    if (!out || !ctx || !path) return kvf_fail(err, KVF_ERR_ARG, "out, ctx or path is NULL");
+    *out = NULL;
+    kvf_status rc = kvf_mamba_file_read(&f, &ctx->mem, path, err);
+    if (rc >= 0) rc = kvf_mamba_open_tensors(out, ctx, f.t, f.n, norm_eps, err);
+    kvf_mamba_file_free(&f, &ctx->mem);
+    return rc;
 }

@@ -36,6 +36,7 @@ struct kvf_mamba {
     branch_state *state; /* [n_layer] forward, where calls carry on; else zeroed room takes its place */
     float **a;           /* [2 n_layer][S][E] = -exp(a_log), transposed; NULL where there is no branch */
     float *memory;       /* what the states point into */
+    float *weights;      /* owned; NULL: the caller's */
 };
 
 void kvf_mamba_params_init(kvf_mamba_params *p)
@@ -149,7 +150,26 @@ void kvf_mamba_close(kvf_mamba *m)
     kvf_free(mem, m->layer);
     kvf_free(mem, m->state);
     kvf_free(mem, m->memory);
+    kvf_free(mem, m->weights);
     kvf_free(mem, m);
+}
+
+void kvf_mamba_own(kvf_mamba *m, float *weights) { m->weights = weights; }
+
+kvf_status kvf_mamba_get_info(const kvf_mamba *m, kvf_mamba_info *info, kvf_error *err)
+{
+    if (!m || !info) return kvf_fail(err, KVF_ERR_ARG, "the layers or info are NULL");
+    KVF_TRY(kvf_merge_check_size(info->size, sizeof *info, "kvf_mamba_info", err));
+    *info = (kvf_mamba_info){ .size = sizeof *info,
+                              .n_layer = m->p.n_layer,
+                              .d_model = m->p.d_model,
+                              .d_inner = m->p.d_inner,
+                              .d_state = m->p.d_state,
+                              .dt_rank = m->p.dt_rank,
+                              .d_conv = m->p.d_conv,
+                              .backward = m->backward,
+                              .norm_eps = m->p.norm_eps };
+    return KVF_OK;
 }
 
 void kvf_mamba_reset(kvf_mamba *m)
