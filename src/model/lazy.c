@@ -487,6 +487,8 @@ kvf_status kvf_lazy_step(kvf_session *s, bool tell, kvf_error *err)
             memcpy(z->level, z->level_was, (size_t)before);
             z->n = s->n_token; /* so that the rows of new tokens are given back */
         }
+        for (int64_t i = before; i < z->n; i++) /* what is thrown away does not count, as in n_run */
+            if (z->done[i] > 0) z->n_layer_token -= z->stages[z->done[i] - 1].layer1;
         kvf_lazy_cut(s, before);
         if (s->policy->ops->forget) s->policy->ops->forget(s->policy, before);
         return rc;

@@ -451,6 +451,7 @@ Test(lazy, a_prompt_stopped_in_any_stage_leaves_no_trace)
         cr_assert_eq(kvf_session_tokens(s, NULL), 0);
         cr_assert_eq(stats_of(s).kv_blocks, 0);
         cr_assert_eq(stats_of(s).n_waiting_tokens, 0);
+        cr_assert_eq(stats_of(s).n_layer_tokens, 0, "%lld of nothing", (long long)stats_of(s).n_layer_tokens);
         left = 0;
         cr_assert_eq(kvf_session_sync(s, t, 120, &err), KVF_OK, "%s", err.msg);
         cr_assert_arr_eq(logits_of(plain), logits_of(s), (size_t)r.n_vocab * sizeof(float));
