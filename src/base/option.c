@@ -221,6 +221,7 @@ void kvf_options_print(const kvf_option *table, const void *state, char *out, si
     for (const kvf_option *o = table; o && o->name; o++) {
         char value[KVF_OPTION_TEXT_BYTES];
         print_value(o, state, value);
+        if (o->type == KVF_OPTION_TEXT && !value[0]) continue; /* what cannot be written needs not be read */
         int w = snprintf(out + at, cap - at, "%s%s=%s", at ? "," : "", o->name, value);
         if (w < 0 || (size_t)w >= cap - at) return;
         at += (size_t)w;

@@ -58,6 +58,23 @@ Test(policy, print_spells_out_every_option)
     cr_assert_eq(try_spec(text, NULL), KVF_ERR_ARG);
 }
 
+Test(policy, what_is_printed_opens_the_same_policy)
+{
+    const kvf_policy_ops *ops;
+    for (int64_t i = 0; (ops = kvf_policy_at(i)) != NULL; i++) {
+        kvf_error err = { 0 };
+        kvf_policy *p;
+        char text[256], again[256];
+        cr_assert_eq(kvf_policy_open(&p, ops->name, dims, &kvf_mem_default, NULL), KVF_OK);
+        kvf_policy_print(p, text, sizeof text);
+        kvf_policy_close(p);
+        cr_assert_eq(kvf_policy_open(&p, text, dims, &kvf_mem_default, &err), KVF_OK, "%s", err.msg);
+        kvf_policy_print(p, again, sizeof again);
+        cr_assert_str_eq(text, again);
+        kvf_policy_close(p);
+    }
+}
+
 Test(policy, every_registered_policy_opens_with_its_defaults)
 {
     int64_t n = 0;
