@@ -411,7 +411,8 @@ KVF_API void kvf_session_close(kvf_session *s);
  * kvf_session_next continues after tokens[n-1]. n >= 1. Blocking.
  * Errors: ARG (token out of range), LIMIT (n > n_ctx, or kv_bytes), NOMEM, CANCELLED. After ARG
  * and LIMIT the timeline is unchanged; after NOMEM or CANCELLED it is unchanged or a prefix of
- * tokens, and the same call again carries on from there. tokens may be the session's own. */
+ * tokens, and the same call again carries on from there. With lazyllm, and with a store, kv_bytes can
+ * show itself too small half way: then LIMIT leaves what NOMEM leaves. tokens may be the session's own. */
 KVF_API kvf_status kvf_session_sync(kvf_session *s, const kvf_token *tokens, int64_t n, kvf_error *err);
 
 /* Add tokens at the end of the timeline. As kvf_session_sync otherwise, but after NOMEM or
