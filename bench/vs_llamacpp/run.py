@@ -365,7 +365,7 @@ def main():
         parser.error("a ratio needs %d pairs at least; for a look at one pair use --quick" % MIN_PAIRS)
     n_pairs = 1 if args.quick else args.pairs
     for case in args.cases.split(","):
-        if not re.fullmatch(r"p[pt][1-9]\d*|tg\d+|read[1-9]\d*k|first|memory", case):
+        if not re.fullmatch(r"p[pt][1-9]\d*|tg\d+|(read|once)[1-9]\d*k|first|memory", case):
             parser.error("unknown case '%s'" % case)
 
     busy = os.getloadavg()[0]
