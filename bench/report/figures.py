@@ -21,8 +21,8 @@ RATIOS = ["first_s", "second_s", "restart_s", "write_tps", "peak_bytes"]
 BASES = ["full", "llama.cpp"]
 ALL, FAST = "all tasks", "fast30"
 # Ours, and what each is held against.
-OURS = {"full": ["llama.cpp", "rag-bm25", "rag-minilm"], "infllm": ["full", "window", "rag-bm25", "rag-minilm", "keydiff"],
-        "lazyllm": ["full", "rag-bm25", "rag-minilm", "snapkv"]}
+PEERS = ["llama.cpp", "llama.cpp+slot", "rag-bm25", "rag-minilm"]
+OURS = {"full": PEERS, "infllm": ["full", "window", "keydiff"] + PEERS, "lazyllm": ["full", "snapkv"] + PEERS}
 WITHIN = 1.25  # a text of at most this many budgets is read nearly as a whole by everything: it shows nothing
 
 

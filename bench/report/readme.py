@@ -77,7 +77,23 @@ def block(found, folder):
             cells = quality_cells(found, model, name) + (cost_cells(found, model, name, row) if row else [""] * 5)
             out.append("| %s%s | %s |" % (name, "" if eng.kind(name) == "agnostic" else " (knows the question)",
                                           " | ".join(cells)))
-    return "\n".join(out + [""])
+    return "\n".join(out + behind(found) + [""])
+
+
+NAMES = {"score": "score", "first_s": "first question", "second_s": "second question", "restart_s": "after a restart",
+         "write_tps": "writing", "peak_bytes": "memory", "disk_bytes": "disk"}
+
+
+def behind(found):
+    """Where ours is behind, in one paragraph; the report has figures and reasons."""
+    groups = {}
+    for f, o in figures.worse(found):
+        groups.setdefault(f["engine"], {}).setdefault(o["engine"], set()).add(NAMES[f["figure"]])
+    if not groups:
+        return []
+    words = ["`%s` behind %s" % (ours, ", ".join("%s (%s)" % (other, ", ".join(sorted(what))) for other, what in theirs.items()))
+             for ours, theirs in groups.items()]
+    return ["", "Behind beyond noise somewhere, with figures and reasons in the report: %s." % "; ".join(words)]
 
 
 def main(argv=None):
