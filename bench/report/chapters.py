@@ -45,7 +45,10 @@ def score(f):
 
 
 def times(f):
-    return "" if not f else "%.2fx (%.2f-%.2f)" % (f["value"], f["low"], f["high"])
+    if not f:
+        return ""
+    form = "%.3fx (%.3f-%.3f)" if f["value"] < 0.1 else "%.2fx (%.2f-%.2f)"
+    return form % (f["value"], f["low"], f["high"])
 
 
 def quantity(f):
@@ -115,7 +118,7 @@ def who(rows, about):
         out.append(("p", "llama.cpp is that of llama-cpp-python %s. It runs with flash attention, repacked weights and batches "
                     "of 512; its threads sleep while they wait (`OMP_WAIT_POLICY=passive`), since on a shared machine their "
                     "spinning made it some thirty times slower. Its peak memory has some 40 MB of Python and bindings in it.%s" % (
-                        about["llama"].replace(" | ", ", ").rstrip(", "), "" if "AMX_INT8 = 1" in about["llama"] or
+                        about["llama"].rstrip(" |").replace(" | ", ", "), "" if "AMX_INT8 = 1" in about["llama"] or
                         "amx" not in about.get("machine", {}).get("features", "") else
                         " **It does without AMX, which kvfold uses here**: a build with AMX crashed on this kind of machine "
                         "(`bench/results/README.md`).")))
