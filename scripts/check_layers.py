@@ -31,7 +31,7 @@ LAYERS = [
     ("src/merge/", 2, LIBC_ONLY + ["base/", "backend/cpu/simd_"]),
     ("src/policy/", 3, LIBC_ONLY + ["base/"]),
     ("src/kv/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "policy/policy.h"]),
-    ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "policy/", "memory/store.h", "memory/faiss_index.h"]),
+    ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "merge/inner.h", "policy/", "memory/store.h", "memory/faiss_index.h"]),
     ("src/vision/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "backend/cpu/simd_", "model/gguf.h"]),
     ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "merge/", "policy/", "model/", "vision/", "memory/store.h"]),
     ("cuda/", 2, LIBC_ONLY + ["base/", "backend/backend.h", "backend/backend_load.h"]),

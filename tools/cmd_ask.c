@@ -155,7 +155,7 @@ static kvf_status check_options(const ask *a, const arg_texts *operands, kvf_err
     if (a->o.video && (a->o.raw || a->o.store || a->o.documents.n))
         return report_fail(err, KVF_ERR_ARG, "A video is asked alone: leave out %s.",
                            a->o.raw ? "--raw" : a->o.store ? "--store" : "-d");
-    if (a->o.video && a->eo.policy && engine_has_memory(a->eo.policy))
+    if (a->o.video && a->eo.policy && engine_can_store(a->eo.policy) && !strchr(a->eo.policy, '+'))
         return report_fail(err, KVF_ERR_ARG, "--policy %s keeps text in a store; a video needs another, as lazyllm.", a->eo.policy);
     if (operands->n && !operands->v[0][strspn(operands->v[0], " \t\r\n")])
         return report_fail(err, KVF_ERR_ARG, "The question is empty.");
@@ -204,6 +204,20 @@ static kvf_status print_json(const ask *a, const answer *ans, const char *questi
     return json_print(o) ? KVF_OK : report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the JSON output.");
 }
 
+/* Tokens that the layers hold, a line for each run of layers with as many. */
+static void note_layers(const ask *a)
+{
+    int64_t n = 0, run = -1;
+    for (int32_t l = 0, first = 0; l <= a->e.info.n_layer; l++) {
+        if (l < a->e.info.n_layer && kvf_session_layer_tokens(a->e.session, l, &n, NULL) != KVF_OK) return;
+        if (l < a->e.info.n_layer && n == run) continue;
+        char text[32];
+        if (l > 0) report_note("layers %d to %d hold %s tokens", first, l - 1, report_count(text, run));
+        first = l;
+        run = n;
+    }
+}
+
 /* Everything after the answer itself, which may be on the screen already. */
 static kvf_status show(ask *a, const answer *ans, const char *question, kvf_error *err)
 {
@@ -222,9 +236,11 @@ static kvf_status show(ask *a, const answer *ans, const char *question, kvf_erro
         if (!a->eo.quiet) answer_summary(ans);
     }
     cite_free(c, n);
-    if (rc == KVF_OK && a->eo.verbose)
+    if (rc == KVF_OK && a->eo.verbose) {
         report_note("backend %s, cpu %s, kernels %s, policy %s", ans->stats.backend, ans->stats.cpu,
                     ans->stats.kernels, ans->stats.policy);
+        note_layers(a);
+    }
     return rc;
 }
 

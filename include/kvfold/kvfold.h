@@ -384,7 +384,7 @@ typedef struct kvf_stats {
     char backend[16];          /* "cpu" */
     char cpu[16];              /* "avx512" */
     char kernels[256];         /* what really ran on this ctx: "mm=amx_bf16 attn=avx512 ..." */
-    char policy[256];          /* spec with every option spelled out */
+    char policy[512];          /* spec with every option spelled out */
     int64_t n_lookups;         /* times a layer chose blocks by their digests */
     double lookup_ms;
     int64_t n_block_reads;     /* far blocks that attention read */
@@ -468,6 +468,10 @@ KVF_API void kvf_session_cancel(kvf_session *s);
 /* Fill *stats. Errors: ARG (size). kvf_session_stats_reset zeroes the counters. */
 KVF_API kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *err);
 KVF_API void kvf_session_stats_reset(kvf_session *s);
+
+/* *n: tokens whose keys and values layer 0 <= layer < n_layer holds. Fewer than the timeline has where a policy
+ * prunes, merges or evicts; others may still wait before the layer (lazyllm). Errors: ARG. */
+KVF_API kvf_status kvf_session_layer_tokens(const kvf_session *s, int32_t layer, int64_t *n, kvf_error *err);
 
 /* ---- Documents in a store ---------------------------------------------------------------- */
 

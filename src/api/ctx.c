@@ -64,10 +64,12 @@ static kvf_status open_parts(kvf_ctx *ctx, const kvf_ctx_params *p, kvf_error *e
     if (p->precision == KVF_PRECISION_F32 && ctx->level == KVF_CPU_LEVEL_AMX) ctx->level = KVF_CPU_LEVEL_AVX512;
     KVF_TRY(kvf_threads_open(&ctx->threads, p->n_threads > 0 ? p->n_threads : kvf_cpu_count(), &ctx->mem, err));
     KVF_TRY(open_device(&ctx->backend, ctx, p, err));
-    if (ctx->backend) return KVF_OK;
     kvf_cpu_backend_params bp = { .level = ctx->level, .flags = flags, .f32 = p->precision == KVF_PRECISION_F32,
                                   .threads = ctx->threads, .mem = &ctx->mem, .log = &ctx->log };
-    return kvf_cpu_backend_open(&ctx->backend, &bp, err);
+    if (!ctx->backend) KVF_TRY(kvf_cpu_backend_open(&ctx->backend, &bp, err));
+    ctx->backend->threads = ctx->threads;
+    ctx->backend->level = ctx->level;
+    return KVF_OK;
 }
 
 kvf_status kvf_ctx_open(kvf_ctx **out, const kvf_ctx_params *params, kvf_error *err)

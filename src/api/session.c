@@ -160,6 +160,16 @@ void kvf_session_stats_reset(kvf_session *s)
     if (s->lazy) kvf_lazy_reset_counters(s->lazy);
 }
 
+kvf_status kvf_session_layer_tokens(const kvf_session *s, int32_t layer, int64_t *n, kvf_error *err)
+{
+    KVF_TRY(check(s, n, "n", err));
+    *n = 0;
+    if (layer < 0 || layer >= s->m->hp.n_layer)
+        return kvf_fail(err, KVF_ERR_ARG, "layer %d; the model has 0 to %d", layer, s->m->hp.n_layer - 1);
+    *n = s->lazy ? kvf_lazy_held(s->lazy, layer) : kvf_kv_held(s->kv);
+    return KVF_OK;
+}
+
 kvf_status kvf_session_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *in, kvf_error *err)
 {
     KVF_TRY(check(s, st, "store", err));

@@ -20,6 +20,7 @@
 
 #include <stdbool.h>
 
+#include "base/cpu.h"
 #include "base/digest.h"
 #include "base/dtype.h"
 #include "base/error.h"
@@ -28,7 +29,7 @@
 #include "base/threads.h"
 #include "base/turn.h"
 
-#define KVF_BACKEND_ABI 3u /* raised when an existing member changes */
+#define KVF_BACKEND_ABI 4u /* raised when an existing member changes */
 
 /* Tokens of a KV block: a pool slot, a store value, an index row (docs/ARCHITECTURE.md). */
 #define KVF_BLOCK 128
@@ -295,6 +296,8 @@ struct kvf_backend {
     const kvf_mem *mem;
     const kvf_log *log;
     kvf_turn run; /* held by a session while it computes a chunk */
+    kvf_threads *threads; /* of the ctx, for work on the host; NULL: none */
+    kvf_cpu_level level;  /* the host's */
 };
 
 #endif

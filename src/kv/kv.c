@@ -128,6 +128,7 @@ kvf_status kvf_kv_fork(kvf_kv **out, const kvf_kv *kv, kvf_error *err)
 }
 
 int64_t kvf_kv_len(const kvf_kv *kv) { return kv->n_key + kv->n_gone; }
+int64_t kvf_kv_held(const kvf_kv *kv) { return kv->n_key; }
 
 /* Give back the slots of blocks n and later. */
 static void drop_blocks(kvf_kv *kv, int64_t n)

@@ -59,7 +59,8 @@ const kvf_memory *kvf_kv_memory(const kvf_kv *kv);
 /* A second sequence with the same committed tokens, sharing blocks (and the tier). Errors: NOMEM. */
 kvf_status kvf_kv_fork(kvf_kv **out, const kvf_kv *kv, kvf_error *err);
 
-int64_t kvf_kv_len(const kvf_kv *kv); /* committed tokens, evicted ones too */
+int64_t kvf_kv_len(const kvf_kv *kv);  /* committed tokens, evicted ones too */
+int64_t kvf_kv_held(const kvf_kv *kv); /* without those */
 
 /* LIMIT if n tokens in all could not be held, after a cut to the first `kept`. budget > 0: they come in chunks
  * of `chunk`, and after each the sequence falls to that many keys. Nothing is changed. */

@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#include "model/fold.h"
 #include "model/timeline.h"
 
 /* A stage's sequence beside the KV itself. */
@@ -34,6 +35,8 @@ struct kvf_lazy {
     uint8_t *level;       /* stages of the last choice that the token is in */
     uint8_t *level_was;   /* and of the one before a step that chooses, should it fail */
     int32_t *row;         /* waiting row, -1: none */
+    uint8_t *gone;        /* stages after which it was folded into others, 0: it was not */
+    uint8_t *embedded;    /* [n_list] of a step: given as an embedding */
     float *score;         /* by token: sum over the scoring queries and heads */
 
     /* Of a step. */
@@ -65,7 +68,7 @@ static kvf_status plan_stages(kvf_lazy *z, const kvf_session *s, kvf_error *err)
         t->layer0 = z->plan.first[g];
         t->layer1 = g + 1 < z->plan.n ? z->plan.first[g + 1] : hp->n_layer;
         t->sorted = true;
-        for (int32_t l = t->layer1 - 1; l >= t->layer0 && t->n_mass_layer < z->plan.n_layer; l--) {
+        for (int32_t l = t->layer1 - 1; l >= t->layer0 && t->n_mass_layer < z->plan.score[g].n_layer; l--) {
             if (kvf_layer_is_sliding(hp, l)) continue;
             t->mass_layer = l;
             t->n_mass_layer++;
@@ -129,7 +132,7 @@ void kvf_lazy_close(kvf_lazy *z)
         kvf_free(z->mem, z->stages[g].text);
     }
     kvf_park_close(z->park);
-    void *all[] = { z->done, z->level, z->level_was, z->row,   z->score, z->list, z->todo, z->list_score, z->keep, z->order,
+    void *all[] = { z->done, z->level, z->level_was, z->gone, z->embedded, z->row,   z->score, z->list, z->todo, z->list_score, z->keep, z->order,
                     z->order_text, z->mass, z->look, z->look_run, z->at, z->first, z->pos, z->tokens, z->rows };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) kvf_free(z->mem, all[i]);
     kvf_free(z->mem, z);
@@ -156,6 +159,8 @@ static kvf_status reserve(kvf_lazy *z, int64_t n, kvf_error *err)
     KVF_TRY(grow(z, &z->level, n, 1, err));
     KVF_TRY(grow(z, &z->level_was, n, 1, err));
     KVF_TRY(grow(z, &z->keep, n, 1, err));
+    KVF_TRY(grow(z, &z->gone, n, 1, err));
+    KVF_TRY(grow(z, &z->embedded, n, 1, err));
     KVF_TRY(grow(z, &z->row, n, sizeof(int32_t), err));
     KVF_TRY(grow(z, &z->score, n, sizeof(float), err));
     KVF_TRY(grow(z, &z->list, n, sizeof(int32_t), err));
@@ -203,7 +208,7 @@ void kvf_lazy_cut(kvf_session *s, int64_t n)
     for (int64_t i = n; i < z->n; i++) {
         if (z->row[i] >= 0) kvf_park_give(z->park, z->row[i]);
         z->row[i] = -1;
-        z->done[i] = z->level[i] = 0;
+        z->done[i] = z->level[i] = z->gone[i] = 0;
     }
     kvf_kv_truncate(s->kv, n);
     if (z->n > n) z->n = n;
@@ -345,7 +350,7 @@ static kvf_status run_chunk(kvf_session *s, int32_t g, int32_t from, int32_t n, 
     if (p.n_mass > 0) {
         memset(z->mass, 0, (size_t)r.n * sizeof *z->mass);
         p.mass = z->mass;
-        p.mass_peak = !look && z->plan.peak;
+        p.mass_peak = !look && z->plan.score[g].peak;
         p.mass_unread = !look;
         p.mass_layer = look ? t->layer0 : t->mass_layer;
     }
@@ -411,16 +416,68 @@ static kvf_status run_stage(kvf_session *s, int32_t g, int64_t n_row, bool tell,
     return KVF_OK;
 }
 
+/* Tokens that were folded into others at the end of stage g are not asked about again. */
+static void leave_out_gone(kvf_lazy *z, int32_t g)
+{
+    int32_t left = 0;
+    for (int32_t i = 0; i < z->n_list; i++)
+        if (z->gone[z->list[i]] != g + 1) z->list[left++] = z->list[i];
+    z->n_list = left;
+}
+
+/* The step's own embeddings that were not kept go into those that were. */
+static kvf_status fold_embedded(kvf_session *s, int32_t g, kvf_error *err)
+{
+    kvf_lazy *z = s->lazy;
+    int64_t n = 0, n_keep = 0;
+    void *rows, *keep;
+    for (int32_t i = 0; i < z->n_list; i++) n += z->embedded[i] && z->list[i] >= z->n;
+    if (n == 0) return KVF_OK;
+    KVF_TRY(kvf_mem_get(z->mem, &rows, (size_t)n, sizeof(float *), err));
+    kvf_status rc = kvf_mem_get(z->mem, &keep, (size_t)n, 1, err);
+    if (rc < 0) {
+        kvf_free(z->mem, rows);
+        return rc;
+    }
+    n = 0;
+    for (int32_t i = 0; i < z->n_list; i++) {
+        if (!z->embedded[i] || z->list[i] < z->n) continue;
+        ((float **)rows)[n] = kvf_park_row(z->park, z->row[z->list[i]]);
+        ((uint8_t *)keep)[n++] = z->keep[i];
+        n_keep += z->keep[i] != 0;
+    }
+    if (n_keep == 0)
+        rc = kvf_fail(err, KVF_ERR_INTERNAL, "policy %s keeps no embedding to fold the others into", s->policy->ops->name);
+    else if (n_keep < n)
+        rc = kvf_fold(s->m->backend, rows, keep, n, s->m->hp.n_embd, err);
+    kvf_free(z->mem, rows);
+    kvf_free(z->mem, keep);
+    for (int32_t i = 0; rc >= 0 && i < z->n_list; i++) {
+        int32_t token = z->list[i];
+        if (!z->embedded[i] || token < z->n || z->keep[i]) continue;
+        z->gone[token] = (uint8_t)(g + 1);
+        kvf_park_give(z->park, z->row[token]);
+        z->row[token] = -1;
+    }
+    return rc;
+}
+
 /* The policy's choice among the list, at the end of stage g; the list is then what it kept. */
 static kvf_status choose(kvf_session *s, int32_t g, int64_t n_row, kvf_error *err)
 {
     kvf_lazy *z = s->lazy;
-    float heads = z->plan.peak ? 1.0f : (float)s->m->hp.n_head;
+    float heads = z->plan.score[g].peak ? 1.0f : (float)s->m->hp.n_head;
     float scale = 1.0f / (heads * (float)z->stages[g].n_mass_layer * (float)n_row);
-    for (int32_t i = 0; i < z->n_list; i++) z->list_score[i] = z->score[z->list[i]] * scale;
-    kvf_keep k = { .stage = g, .n = z->n_list, .pos = z->list, .score = z->list_score, .n_text = s->n_token, .n_row = n_row };
+    leave_out_gone(z, g);
+    for (int32_t i = 0; i < z->n_list; i++) {
+        z->list_score[i] = z->score[z->list[i]] * scale;
+        z->embedded[i] = s->tokens[z->list[i]] == KVF_TOKEN_EMBEDDING;
+    }
+    kvf_keep k = { .stage = g, .n = z->n_list, .pos = z->list, .score = z->list_score, .embedded = z->embedded,
+                   .n_text = s->n_token, .n_before = z->n, .n_row = n_row };
     KVF_TRY(s->policy->ops->keep(s->policy, &k, z->keep, err));
     z->keep[z->n_list - 1] = 1;
+    if (z->plan.fold[g]) KVF_TRY(fold_embedded(s, g, err));
     int32_t left = 0;
     for (int32_t i = 0; i < z->n_list; i++) {
         if (!z->keep[i]) continue;
@@ -443,8 +500,7 @@ static void follow(kvf_lazy *z, int32_t g)
 static kvf_status run_step(kvf_session *s, bool tell, kvf_error *err)
 {
     kvf_lazy *z = s->lazy;
-    int64_t fresh = s->n_token - z->n, n_row = fresh < z->plan.n_row ? fresh : z->plan.n_row;
-    if (n_row > s->n_batch) n_row = s->n_batch;
+    int64_t fresh = s->n_token - z->n;
     bool decode = fresh == 1 && z->n > 0, again = !decode || (z->plan.hold > 0 && z->since + 1 >= z->plan.hold);
     KVF_TRY(reserve(z, s->n_token, err));
     memcpy(z->level_was, z->level, (size_t)z->n);
@@ -452,7 +508,7 @@ static kvf_status run_step(kvf_session *s, bool tell, kvf_error *err)
     for (int64_t i = 0; i < s->n_token; i++) {
         if (i >= z->n) {
             z->row[i] = -1;
-            z->done[i] = 0;
+            z->done[i] = z->gone[i] = 0;
             z->look[i] = 0;
         }
         if (again)
@@ -467,6 +523,8 @@ static kvf_status run_step(kvf_session *s, bool tell, kvf_error *err)
     }
     for (int32_t g = 0; g < z->plan.n; g++) {
         bool scored = again && g + 1 < z->plan.n;
+        int64_t n_row = fresh < z->plan.score[g].n_row ? fresh : z->plan.score[g].n_row;
+        if (n_row > s->n_batch) n_row = s->n_batch;
         KVF_TRY(run_stage(s, g, scored ? n_row : 0, tell, err));
         if (scored)
             KVF_TRY(choose(s, g, n_row, err));
@@ -524,3 +582,10 @@ void kvf_lazy_get_counters(const kvf_lazy *z, kvf_lazy_counters *out)
 void kvf_lazy_reset_counters(kvf_lazy *z) { z->n_layer_token = z->n_revived = 0; }
 
 int32_t kvf_lazy_frontier(const kvf_lazy *z, int64_t i) { return z->done[i]; }
+
+int64_t kvf_lazy_held(const kvf_lazy *z, int32_t layer)
+{
+    int32_t g = 0;
+    while (g + 1 < z->plan.n && layer >= z->stages[g].layer1) g++;
+    return kvf_kv_held(z->stages[g].kv);
+}

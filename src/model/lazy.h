@@ -9,8 +9,10 @@
  * next stage for those that were kept, and so on. So the scores are those of the real question, which a
  * reading chunk by chunk does not know yet.
  *
- * The session's own sequence (s->kv) is stage 0, and its length the text's; each later stage has a plain
- * sequence of its own, in the order in which tokens came to it. docs/lazyllm.md has the whole.
+ * At a boundary that folds (HoliTom), what is not kept of a video just read goes into what is, and is gone.
+ *
+ * The session's own sequence (s->kv) is stage 0, and its length the text's; each later stage has a sequence of
+ * its own, plain or sparse, in the order in which tokens came to it. docs/lazyllm.md has the whole.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_MODEL_LAZY_H
@@ -47,6 +49,9 @@ typedef struct kvf_lazy_counters {
 } kvf_lazy_counters;
 void kvf_lazy_get_counters(const kvf_lazy *z, kvf_lazy_counters *out);
 void kvf_lazy_reset_counters(kvf_lazy *z);
+
+/* Tokens that a layer of the model holds. */
+int64_t kvf_lazy_held(const kvf_lazy *z, int32_t layer);
 
 /* Stages done of the text's token i: for tests. */
 int32_t kvf_lazy_frontier(const kvf_lazy *z, int64_t i);

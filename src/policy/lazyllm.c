@@ -126,8 +126,9 @@ static void lazyllm_fini(kvf_policy *p) { kvf_free(p->mem, ((lazyllm *)p->state)
 static void lazyllm_stages(const kvf_policy *p, kvf_stages *s)
 {
     const lazyllm *z = p->state;
-    *s = (kvf_stages){ .n = z->n_bound + 1, .n_row = (int32_t)z->rows, .n_layer = (int32_t)z->layers,
-                        .peak = z->heads == HEADS_MAX, .hold = z->hold, .park = z->park };
+    *s = (kvf_stages){ .n = z->n_bound + 1, .hold = z->hold, .park = z->park };
+    for (int32_t i = 0; i < z->n_bound; i++)
+        s->score[i] = (kvf_scoring){ (int32_t)z->rows, (int32_t)z->layers, z->heads == HEADS_MAX };
     memcpy(s->first + 1, z->bound, (size_t)z->n_bound * sizeof *z->bound);
 }
 

@@ -21,7 +21,7 @@
 #include "base/mem.h"
 #include "base/option.h"
 
-#define KVF_POLICY_ABI 3u /* raised when an existing member changes */
+#define KVF_POLICY_ABI 4u /* raised when an existing member changes */
 
 typedef struct kvf_dims {
     int32_t n_layer, n_head, n_head_kv, head_dim;
@@ -73,12 +73,18 @@ typedef struct kvf_retrieve {
  * not computed, and not read, in those after it, in this step. What was computed is never computed again:
  * a later step that keeps the token goes on from where it stopped. */
 #define KVF_STAGES_MAX 16
+typedef struct kvf_scoring {
+    int32_t n_row;   /* the newest n_row tokens of what is added to the text give the scores, >= 1; at most a batch */
+    int32_t n_layer; /* in the stage's last n_layer layers of global attention (all, if it has fewer), >= 1 */
+    bool peak;       /* of a token the head that looks at it most, instead of the mean over heads */
+} kvf_scoring;
+
 typedef struct kvf_stages {
     int32_t n;                     /* stages, 2..KVF_STAGES_MAX */
     int32_t first[KVF_STAGES_MAX]; /* their first layers: 0, then rising, < n_layer */
-    int32_t n_row;    /* the newest n_row tokens of what is added to the text give the scores, >= 1; at most a batch */
-    int32_t n_layer;  /* a stage's last n_layer layers of global attention (all, if it has fewer) give them, >= 1 */
-    bool peak;        /* of a token the head that looks at it most, instead of the mean over heads */
+    kvf_scoring score[KVF_STAGES_MAX]; /* what is scored at a stage's end; not of the last stage */
+    bool fold[KVF_STAGES_MAX]; /* tokens given as embeddings that the step added and that are not kept at the
+                                  stage's end are folded into those that are (HoliTom), and never come back */
     int64_t hold;     /* decode steps that one choice serves; 0: what the text's last addition chose stays */
     const char *park; /* "": waiting hidden states stay in memory; else a folder for those beyond the budget */
 } kvf_stages;
@@ -90,7 +96,9 @@ typedef struct kvf_keep {
     const int32_t *pos; /* [n] their places in the text, rising; the last is the text's newest */
     const float *score; /* [n] attention probability, mean over the scoring layers, their heads and the scoring
                            queries */
+    const uint8_t *embedded; /* [n] the token was given as an embedding; NULL: none was */
     int64_t n_text;     /* tokens of the text */
+    int64_t n_before;   /* of which were there before the step */
     int64_t n_row;      /* newest tokens that gave the scores, this time */
 } kvf_keep;
 

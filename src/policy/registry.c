@@ -7,10 +7,10 @@
 #include "policy/policy.h"
 
 extern const kvf_policy_ops kvf_policy_full, kvf_policy_window, kvf_policy_infllm, kvf_policy_lazyllm, kvf_policy_snapkv,
-    kvf_policy_keydiff;
+    kvf_policy_keydiff, kvf_policy_holitom;
 
 static const kvf_policy_ops *const registry[] = { &kvf_policy_full, &kvf_policy_window, &kvf_policy_infllm,
-                                                 &kvf_policy_lazyllm, &kvf_policy_snapkv, &kvf_policy_keydiff };
+                                                 &kvf_policy_lazyllm, &kvf_policy_snapkv, &kvf_policy_keydiff, &kvf_policy_holitom };
 
 enum { N_POLICY = sizeof registry / sizeof *registry };
 
