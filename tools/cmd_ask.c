@@ -155,7 +155,7 @@ static kvf_status check_options(const ask *a, const arg_texts *operands, kvf_err
     if (a->o.video && (a->o.raw || a->o.store || a->o.documents.n))
         return report_fail(err, KVF_ERR_ARG, "A video is asked alone: leave out %s.",
                            a->o.raw ? "--raw" : a->o.store ? "--store" : "-d");
-    if (a->o.video && a->eo.policy && engine_can_store(a->eo.policy) && !strchr(a->eo.policy, '+'))
+    if (a->o.video && a->eo.policy && engine_can_store(a->eo.policy))
         return report_fail(err, KVF_ERR_ARG, "--policy %s keeps text in a store; a video needs another, as lazyllm.", a->eo.policy);
     if (operands->n && !operands->v[0][strspn(operands->v[0], " \t\r\n")])
         return report_fail(err, KVF_ERR_ARG, "The question is empty.");

@@ -129,7 +129,10 @@ static bool spec_names(const char *spec, const char *name)
 
 bool engine_has_memory(const char *policy) { return policy && spec_names(policy, STORE_POLICY); }
 
-bool engine_can_store(const char *policy) { return engine_has_memory(policy) && !spec_names(policy, PRUNE_POLICY); }
+bool engine_can_store(const char *policy)
+{
+    return engine_has_memory(policy) && !spec_names(policy, PRUNE_POLICY) && !spec_names(policy, "holitom");
+}
 
 kvf_status engine_open_session(engine *e, const engine_options *o, const sampling_options *sampling,
                                kvf_error *err)

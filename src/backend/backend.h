@@ -170,8 +170,8 @@ typedef struct kvf_attn_args {
     const uint8_t *valid;  /* host, [entries][2], or NULL: no holes */
     int32_t head_kv0, head_kv1; /* only KV heads head_kv0 <= h < head_kv1 and their query heads are
                                    computed and written; both 0: all */
-    const int32_t *place;  /* host, [n_tok] rising, or NULL: query i stands at place[i], not q_first + i */
-    const int32_t *first;  /* host, [n_tok] rising, or NULL: query i sees keys j >= first[i] only; then
+    const int32_t *place;  /* host, [n_tok] never falling, or NULL: query i stands at place[i], not q_first + i */
+    const int32_t *first;  /* host, [n_tok] never falling, or NULL: query i sees keys j >= first[i] only; then
                               window is 0 (a window of positions over a list that has gaps in them) */
 } kvf_attn_args;
 

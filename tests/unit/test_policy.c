@@ -87,6 +87,64 @@ Test(policy, every_registered_policy_opens_with_its_defaults)
     cr_assert_geq(n, 3);
 }
 
+Test(policy, a_chain_is_its_members_and_a_plus_in_a_value_is_none)
+{
+    kvf_policy *p;
+    char text[512];
+    kvf_dims deep = { 8, 4, 2, 16 };
+    kvf_stages s;
+    cr_assert_eq(kvf_policy_open(&p, "lazyllm:stages=2/5,keep=0.5/0.4,park=/tmp/a+b,rows=8+holitom:layer=3+infllm:topk=3", deep,
+                                 &kvf_mem_default, NULL), KVF_OK);
+    cr_assert(p->ops->memory && p->ops->retrieve && p->ops->stages && p->ops->keep);
+    kvf_policy_print(p, text, sizeof text);
+    cr_assert_eq(strncmp(text, "lazyllm:", 8), 0, "%s", text);
+    cr_assert(strstr(text, "park=/tmp/a+b+holitom:layer=3,drop=0.5+infllm:init=128") != NULL, "%s", text);
+    kvf_policy_print(p, text, 20);
+    cr_assert_lt(strlen(text), 20);
+    p->ops->stages(p, &s); /* boundaries of both, in the order of layers */
+    cr_assert_eq(s.n, 4);
+    cr_assert(s.first[1] == 2 && s.first[2] == 3 && s.first[3] == 5);
+    cr_assert(s.n_row[0] == 8 && s.n_row[1] == 1 && s.n_row[2] == 8);
+    cr_assert(!s.fold[0] && s.fold[1] && !s.fold[2]);
+    cr_assert_str_eq(s.park, "/tmp/a+b");
+    kvf_policy_close(p);
+    cr_assert_eq(try_spec("infllm:select=mean,index=IVF16+Flat", NULL), KVF_OK);
+    cr_assert_eq(try_spec("lazyllm+", NULL), KVF_ERR_NOT_FOUND);
+    cr_assert_eq(try_spec("+lazyllm", NULL), KVF_ERR_NOT_FOUND);
+}
+
+/* Each member keeps at its own boundaries, by the number it knows them by. */
+Test(policy, a_chain_asks_the_member_whose_boundary_it_is)
+{
+    enum { N = 10 };
+    kvf_policy *p;
+    kvf_dims deep = { 8, 4, 2, 16 };
+    cr_assert_eq(kvf_policy_open(&p, "lazyllm:stages=2/5,keep=0.5/0.2,rows=1,recent=1,sink=0,pool=1+holitom:layer=3,drop=0.25", deep,
+                                 &kvf_mem_default, NULL), KVF_OK);
+    int32_t pos[N];
+    float score[N];
+    uint8_t keep[N], embedded[N];
+    for (int i = 0; i < N; i++) {
+        pos[i] = i;
+        score[i] = (float)i;
+        embedded[i] = i >= 1 && i < 9; /* 8 of them, 2 of which go */
+    }
+    static const int kept[] = { 5, 8, 2 };
+    for (int32_t g = 0; g < 3; g++) {
+        kvf_keep k = { .stage = g, .n = N, .pos = pos, .score = score, .embedded = embedded, .n_text = N, .n_row = 1 };
+        memset(keep, 7, sizeof keep);
+        cr_assert_eq(p->ops->keep(p, &k, keep, NULL), KVF_OK);
+        int n = 0;
+        for (int i = 0; i < N; i++) n += keep[i];
+        cr_assert_eq(n, kept[g], "stage %d keeps %d", (int)g, n);
+        if (g == 1) cr_assert(keep[0] && !keep[1] && !keep[2] && keep[3] && keep[9]);
+    }
+    kvf_keep k = { .stage = 1, .n = N, .pos = pos, .score = score, .embedded = embedded, .n_text = N, .n_before = 9, .n_row = 1 };
+    cr_assert_eq(p->ops->keep(p, &k, keep, NULL), KVF_OK); /* an earlier video is not asked about again */
+    for (int i = 0; i < N; i++) cr_assert(keep[i]);
+    kvf_policy_close(p);
+}
+
 /* Against the definition, for every size around the block edges. */
 Test(policy, window_uses_sinks_and_what_the_first_query_sees)
 {
