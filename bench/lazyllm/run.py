@@ -12,7 +12,9 @@ Groups   multi    multi-document questions (hotpot_multidoc, nq_multidoc, squad_
          single   questions on one document (qasper_qa, nq_longdoc, fairytale_qa)
          shots    many examples or items before the question (longeval_lines, litm_kv75, code_line_owner)
          summary  summaries and meetings (squality_summ, qmsum_query)
-         lenN     multi-document questions of about N thousand tokens: len2, len4, len8, len16
+         lenN     multi-document questions of about N thousand tokens: len2, len4, len8, len16,
+                  len32
+         factsN   one planted fact in a text of about N thousand tokens: facts16, facts32
 Variant  a --policy; "dense" (full) is always there. --sweep adds boundary x keep.
 
 Answers are lines of OUT.jsonl as they come; a stopped run goes on. OUT.md has the tables, OUT.png score
@@ -37,24 +39,29 @@ GROUPS = {"multi": ["hotpot_multidoc", "nq_multidoc", "squad_multi"],
           "single": ["qasper_qa", "nq_longdoc", "fairytale_qa"],
           "shots": ["longeval_lines", "litm_kv75", "code_line_owner"],
           "summary": ["squality_summ", "qmsum_query"]}
-LENGTHS = {"len2": (1400, 3000), "len4": (3000, 6000), "len8": (6000, 10500), "len16": (13500, 19000)}
+LENGTHS = {"len2": (1400, 3000), "len4": (3000, 6000), "len8": (6000, 10500), "len16": (13500, 19000),
+           "len32": (26000, 34000)}
+FACTS = {"facts16": (13500, 19000), "facts32": (26000, 34000)}
+FACT_TASKS = ("syn_niah_single", "syn_niah_multikey", "syn_passkey", "syn_passkey_book", "syn_number_string", "syn_update")
 LENGTH_TASKS = ["hotpot_multidoc", "nq_multidoc", "squad_multi", "fairytale_multi"]
 VARIANTS = {"dense": "full", "balanced": "lazyllm", "fast": "lazyllm:preset=fast",
             "paper": "lazyllm:rows=1,layers=1,heads=mean,pool=1,sink=0,recent=1,hold=1",
             "random": "lazyllm:by=random,rows=1,pool=1", "snapkv": "snapkv", "keydiff": "keydiff",
-            "streaming": "window:sink=4,window=1020"}
+            "streaming": "window:sink=4,window=1020", "infllm": "infllm",
+            "chain": "infllm+lazyllm", "chain-fast": "infllm+lazyllm:preset=fast"}
 SWEEP = [("s%g-k%g" % (stage, keep), "lazyllm:stages=%g,keep=%g" % (stage, keep))
          for stage in (0.25, 0.35, 0.5) for keep in (0.1, 0.2, 0.4, 0.6)]
 
 
 def rows_of(args, group):
     """Samples of a group, spread over its tasks, in a fixed order."""
-    tasks = LENGTH_TASKS if group in LENGTHS else GROUPS[group]
-    low, high = LENGTHS.get(group, (0, args.longest))
+    tasks = LENGTH_TASKS if group in LENGTHS else ["synthetic"] if group in FACTS else GROUPS[group]
+    low, high = LENGTHS.get(group) or FACTS.get(group) or (0, args.longest)
     found = []
     for task in tasks:
         path = os.path.join(args.data, "data", task + ".jsonl.xz")
-        rows = [r for r in contexts.score.read_jsonl([path]) if low <= r["n_tokens"] <= high]
+        rows = [r for r in contexts.score.read_jsonl([path]) if low <= r["n_tokens"] <= high
+                and (group not in FACTS or r["task"] in FACT_TASKS)]
         step = max(1, len(rows) * len(tasks) / args.samples)
         found += [rows[int(i * step)] for i in range(min(len(rows), -(-args.samples // len(tasks)))) if int(i * step) < len(rows)]
     return found
@@ -83,7 +90,7 @@ def table(results):
     """Per group: score, and the medians of the ratios dense / variant of the same question."""
     out = []
     for model in sorted({r["model"] for r in results}):
-        for group in [g for g in list(GROUPS) + list(LENGTHS) if any(r["group"] == g for r in results)]:
+        for group in [g for g in list(GROUPS) + list(LENGTHS) + list(FACTS) if any(r["group"] == g for r in results)]:
             mine = [r for r in results if r["model"] == model and r["group"] == group]
             base = {r["id"]: r for r in mine if r["variant"] == "dense"}
             if not base:
@@ -113,7 +120,7 @@ def picture(results, path):
     except ImportError:
         say("no picture: matplotlib is not there")
         return
-    groups = [g for g in list(GROUPS) + list(LENGTHS) if any(r["group"] == g for r in results)]
+    groups = [g for g in list(GROUPS) + list(LENGTHS) + list(FACTS) if any(r["group"] == g for r in results)]
     fig, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 4), squeeze=False)
     for ax, group in zip(axes[0], groups):
         mine = [r for r in results if r["group"] == group]
