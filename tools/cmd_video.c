@@ -14,15 +14,17 @@
 #include "engine.h"
 #include "json.h"
 #include "report.h"
+#include "storm.h"
 #include "video_output.h"
 #include "video_report.h"
+#include "video_stream.h"
 
 typedef struct video_options {
     const char *mmproj, *from, *features, *scores, *newline, *pool;
     const char *merge, *positions, *type, *out, *report, *cpu;
-    int64_t frames, grid, threads;
+    int64_t frames, grid, threads, hold;
     double fps, start, end;
-    bool json, quality, quiet, list;
+    bool json, quality, quiet, list, stream;
 } video_options;
 
 #define ROW(field, name, letter, value, type, min, max, help)                                                \
@@ -79,6 +81,10 @@ static const arg_row token_rows[] = {
 static const arg_row plan_rows[] = {
     { "--merge", 0, "SPEC", ARG_TEXT, offsetof(video_options, merge), "holitom:tau=0.8,ratio=0.1", 0, 0, NULL,
       "planner and its options; --list-planners lists them" },
+    ROW(stream, "--stream", 0, NULL, ARG_FLAG, 0, 0,
+        "plan while frames come in, in bounded memory: for long videos; budgets are per segment"),
+    { "--hold", 0, "N", ARG_INT, offsetof(video_options, hold), "64", 2, 65536, NULL,
+      "with --stream: most frames that wait for their segment to end" },
     CHOICE(
         positions, "--positions", "KIND", "compact", "compact|keep",
         "compact: 0, 1, 2, ... as if the video had so few tokens; keep: where each stood in the whole video"),
@@ -112,6 +118,8 @@ typedef struct run {
     const char *clip; /* or NULL */
     kvf_ctx *ctx;
     kvf_merge *merge;
+    storm storm;
+    video_stream *stream; /* with --stream */
     video_tokens tokens;
     kvf_merge_plan *plan;
     video_result result;
@@ -132,6 +140,9 @@ static void print_option(const kvf_merge_option_info *o)
     }
 }
 
+static const char storm_help[] = "STORM's temporal layers from your weights, in front of another planner";
+static const char storm_source[] = "Jiang et al. 2025, STORM, arXiv:2503.04130";
+
 static void list_text(void)
 {
     kvf_merge_method_info m = { .size = sizeof m };
@@ -141,6 +152,8 @@ static void list_text(void)
         kvf_merge_option_info o = { .size = sizeof o };
         for (int64_t j = 0; kvf_merge_option(i, j, &o) == KVF_OK; j++) print_option(&o);
     }
+    printf("\nstorm: %s\n  %s\n  %-10s %s\n  %-10s %s\n", storm_help, storm_source, "weights",
+           "file of Mamba layers, .safetensors or .gguf", "eps", "of the norms (default 1e-5)");
 }
 
 static kvf_status list_json(kvf_error *err)
@@ -165,6 +178,11 @@ static kvf_status list_json(kvf_error *err)
             json_real(option, "max", o.max);
         }
     }
+    cJSON *front = json_object(list, NULL);
+    json_text(front, "name", "storm", (size_t)-1);
+    json_text(front, "help", storm_help, (size_t)-1);
+    json_text(front, "source", storm_source, (size_t)-1);
+    json_array(front, "options");
     return json_print(root) ? KVF_OK
                             : report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the JSON output.");
 }
@@ -180,7 +198,30 @@ static kvf_status open_ctx(run *r, kvf_error *err)
     if (p.cpu && !*p.cpu) p.cpu = NULL;
     kvf_status rc = kvf_ctx_open(&r->ctx, &p, err);
     /* The planner is checked before a minute goes into encoding. */
-    return rc == KVF_OK ? kvf_merge_open(&r->merge, r->ctx, r->o.merge, err) : rc;
+    if (rc == KVF_OK) rc = storm_open(&r->storm, r->ctx, r->o.merge, err);
+    return rc == KVF_OK ? kvf_merge_open(&r->merge, r->ctx, r->storm.rest, err) : rc;
+}
+
+static kvf_merge_type type_of(const video_options *o)
+{
+    return strcmp(o->type, "f16") == 0 ? KVF_MERGE_F16 : strcmp(o->type, "bf16") == 0 ? KVF_MERGE_BF16 : KVF_MERGE_F32;
+}
+
+static kvf_status open_stream(run *r, kvf_error *err)
+{
+    const video_options *o = &r->o;
+    if (!o->stream) return KVF_OK;
+    if (o->quality)
+        return report_fail(err, KVF_ERR_ARG,
+                           "--quality compares with the whole video, which --stream does not hold; leave one out.");
+    video_stream_options s = { .merge = r->merge,
+                               .layers = &r->storm,
+                               .out = o->out,
+                               .type = type_of(o),
+                               .keep = strcmp(o->positions, "keep") == 0,
+                               .owners = o->report != NULL,
+                               .hold = o->hold };
+    return video_stream_open(&r->stream, &s, err);
 }
 
 static kvf_status read_tokens(run *r, kvf_error *err)
@@ -199,7 +240,9 @@ static kvf_status read_tokens(run *r, kvf_error *err)
                                .end = o->end,
                                .grid = o->grid,
                                .thumbnails = o->report != NULL,
-                               .quiet = o->quiet };
+                               .quiet = o->quiet,
+                               .sink = o->stream ? video_stream_push : NULL,
+                               .user = r->stream };
     return video_source_read(&r->tokens, r->ctx, &s, err);
 }
 
@@ -211,12 +254,9 @@ static kvf_status make_plan(run *r, kvf_error *err)
     in.scores = r->tokens.scores;
     in.grid_w = r->tokens.grid_w;
     kvf_status rc = kvf_merge_plan_make(&r->plan, r->merge, &in, err);
-    kvf_merge_type type = strcmp(r->o.type, "f16") == 0    ? KVF_MERGE_F16
-                          : strcmp(r->o.type, "bf16") == 0 ? KVF_MERGE_BF16
-                                                           : KVF_MERGE_F32;
     if (rc == KVF_OK)
-        rc = video_result_make(&r->result, r->plan, &r->tokens, type, strcmp(r->o.positions, "keep") == 0,
-                               err);
+        rc = video_result_make(&r->result, r->plan, &r->tokens, type_of(&r->o),
+                               strcmp(r->o.positions, "keep") == 0, err);
     r->quality.size = sizeof r->quality;
     if (rc == KVF_OK && r->o.quality) rc = kvf_merge_plan_quality(r->plan, &in.features, &r->quality, err);
     return rc;
@@ -231,13 +271,14 @@ static const char *base_name(const char *path)
 static kvf_status write_report(run *r, kvf_error *err)
 {
     int64_t n = r->tokens.n_frame * r->tokens.n_tok;
-    int32_t *owner = malloc((size_t)n * sizeof *owner);
-    kvf_status rc = owner ? kvf_merge_plan_owners(r->plan, owner, err)
-                          : report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the page.");
+    int32_t *owner = r->stream ? NULL : malloc((size_t)n * sizeof *owner);
+    kvf_status rc = r->stream ? KVF_OK
+                    : owner   ? kvf_merge_plan_owners(r->plan, owner, err)
+                              : report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the page.");
     video_page page = { .title = base_name(r->clip ? r->clip : r->o.features),
                         .tokens = &r->tokens,
                         .plan = &r->result.info,
-                        .owner = owner,
+                        .owner = r->stream ? video_stream_owners(r->stream) : owner,
                         .quality = r->o.quality ? &r->quality : NULL };
     if (rc == KVF_OK) rc = video_report_write(r->o.report, &page, err);
     free(owner);
@@ -265,7 +306,10 @@ static void say_notes(const run *r)
                     t->outcome.n_damaged);
     if (t->is_clip && r->o.frames > t->n_frame && !t->outcome.n_missing)
         report_note("the clip has no more than %" PRId64 " frames there; all of them are used", t->n_frame);
-    if (!t->scores && strcmp(p->scores, "none") != 0)
+    if (r->stream && p->n_forced)
+        report_note("%" PRId64 " segments were ended because --hold %" PRId64 " frames waited; raise it for longer ones",
+                    p->n_forced, r->o.hold);
+    if (strcmp(p->scores, "given") != 0 && strcmp(p->scores, "none") != 0)
         report_note("there are no scores; instead: %s", p->scores);
 }
 
@@ -311,7 +355,10 @@ static void json_plan(const run *r, cJSON *root)
     const kvf_merge_plan_info *p = &r->result.info;
     cJSON *o = json_object(root, "plan");
     json_text(o, "spec", p->spec, (size_t)-1);
+    if (r->tokens.storm[0]) json_text(o, "storm", r->tokens.storm, (size_t)-1);
     json_text(o, "scores", p->scores, (size_t)-1);
+    json_bool(o, "streamed", r->stream != NULL);
+    if (r->stream) json_int(o, "n_forced", p->n_forced);
     json_int(o, "n_in", p->n_frame * p->n_tok);
     json_int(o, "n_out", p->n_out);
     json_int(o, "n_asked", p->n_asked);
@@ -377,8 +424,11 @@ static kvf_status video_run(run *r, kvf_error *err)
         return KVF_OK;
     }
     kvf_status rc = open_ctx(r, err);
+    if (rc == KVF_OK) rc = open_stream(r, err);
     if (rc == KVF_OK) rc = read_tokens(r, err);
-    if (rc == KVF_OK) rc = make_plan(r, err);
+    if (rc == KVF_OK && !r->stream) rc = storm_run(&r->storm, &r->tokens, err);
+    if (rc == KVF_OK && !r->stream) rc = make_plan(r, err);
+    if (rc == KVF_OK && r->stream) rc = video_stream_finish(r->stream, &r->tokens, &r->result, err);
     if (rc == KVF_OK && r->o.out) rc = video_result_write(&r->result, &r->tokens, r->o.out, r->clip, err);
     if (rc == KVF_OK && r->o.report) rc = write_report(r, err);
     if (rc != KVF_OK) return rc;
@@ -405,9 +455,11 @@ int cmd_video(int argc, char **argv)
     kvf_status rc = video_run(&r, &err);
     int code = rc == KVF_OK ? EXIT_OK : report_status(&err);
     video_result_free(&r.result);
+    video_stream_close(r.stream);
     kvf_merge_plan_free(r.plan);
     video_tokens_free(&r.tokens);
     kvf_merge_close(r.merge);
+    storm_close(&r.storm);
     kvf_ctx_close(r.ctx);
     args_free(groups, &operands);
     return code;

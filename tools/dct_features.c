@@ -62,6 +62,20 @@ static void split_colours(const uint8_t *rgb, int row, int column, float planes[
         }
 }
 
+/* The coefficients of a frame's patches: out [DCT_PATCHES][DCT_COEFFICIENTS]. */
+static void describe(const uint8_t *rgb, float *out)
+{
+    float basis[LUMA][DCT_PATCH], planes[3][DCT_PATCH * DCT_PATCH];
+    fill_basis(basis);
+    for (int row = 0; row < DCT_GRID; row++)
+        for (int column = 0; column < DCT_GRID; column++) {
+            split_colours(rgb, row, column, planes);
+            out += transform((const float(*)[DCT_PATCH])basis, planes[0], LUMA, out);
+            out += transform((const float(*)[DCT_PATCH])basis, planes[1], CHROMA, out);
+            out += transform((const float(*)[DCT_PATCH])basis, planes[2], CHROMA, out);
+        }
+}
+
 kvf_status dct_features_add(dct_features *d, const uint8_t *rgb, kvf_error *err)
 {
     const size_t per_frame = (size_t)DCT_PATCHES * DCT_COEFFICIENTS;
@@ -74,16 +88,7 @@ kvf_status dct_features_add(dct_features *d, const uint8_t *rgb, kvf_error *err)
         d->coefficients = v;
         d->cap = cap;
     }
-    float basis[LUMA][DCT_PATCH], planes[3][DCT_PATCH * DCT_PATCH];
-    fill_basis(basis);
-    float *out = d->coefficients + (size_t)d->n * per_frame;
-    for (int row = 0; row < DCT_GRID; row++)
-        for (int column = 0; column < DCT_GRID; column++) {
-            split_colours(rgb, row, column, planes);
-            out += transform((const float(*)[DCT_PATCH])basis, planes[0], LUMA, out);
-            out += transform((const float(*)[DCT_PATCH])basis, planes[1], CHROMA, out);
-            out += transform((const float(*)[DCT_PATCH])basis, planes[2], CHROMA, out);
-        }
+    describe(rgb, d->coefficients + (size_t)d->n * per_frame);
     d->n++;
     return KVF_OK;
 }
@@ -173,28 +178,30 @@ static void average(const float *frame, float mean[DCT_COEFFICIENTS])
         for (int k = 0; k < DCT_COEFFICIENTS; k++) mean[k] += frame[i * DCT_COEFFICIENTS + k] / DCT_PATCHES;
 }
 
-typedef struct maker {
+typedef struct dct_maker {
     perceptron net;
     scale own[DCT_COEFFICIENTS], around[DCT_COEFFICIENTS], whole[DCT_COEFFICIENTS];
     float neighbours[DCT_PATCHES * DCT_COEFFICIENTS], mean[DCT_COEFFICIENTS]; /* of the frame at hand */
+    float frame[DCT_PATCHES * DCT_COEFFICIENTS];                              /* of a clip that is read twice */
 } maker;
 
-static void measure(maker *m, const dct_features *d)
+static void measure(maker *m, const float *frame)
 {
-    for (int64_t t = 0; t < d->n; t++) {
-        const float *frame = d->coefficients + (size_t)t * DCT_PATCHES * DCT_COEFFICIENTS;
-        look_around(frame, m->neighbours);
-        average(frame, m->mean);
-        for (int i = 0; i < DCT_PATCHES * DCT_COEFFICIENTS; i++) {
-            scale_add(&m->own[i % DCT_COEFFICIENTS], (double)frame[i]);
-            scale_add(&m->around[i % DCT_COEFFICIENTS], (double)m->neighbours[i]);
-        }
-        for (int k = 0; k < DCT_COEFFICIENTS; k++) scale_add(&m->whole[k], (double)m->mean[k]);
+    look_around(frame, m->neighbours);
+    average(frame, m->mean);
+    for (int i = 0; i < DCT_PATCHES * DCT_COEFFICIENTS; i++) {
+        scale_add(&m->own[i % DCT_COEFFICIENTS], (double)frame[i]);
+        scale_add(&m->around[i % DCT_COEFFICIENTS], (double)m->neighbours[i]);
     }
+    for (int k = 0; k < DCT_COEFFICIENTS; k++) scale_add(&m->whole[k], (double)m->mean[k]);
+}
+
+static void finish(maker *m, int64_t n)
+{
     for (int k = 0; k < DCT_COEFFICIENTS; k++) {
-        scale_finish(&m->own[k], (double)d->n * DCT_PATCHES);
-        scale_finish(&m->around[k], (double)d->n * DCT_PATCHES);
-        scale_finish(&m->whole[k], (double)d->n);
+        scale_finish(&m->own[k], (double)n * DCT_PATCHES);
+        scale_finish(&m->around[k], (double)n * DCT_PATCHES);
+        scale_finish(&m->whole[k], (double)n);
     }
 }
 
@@ -215,24 +222,54 @@ static void make_frame(maker *m, const float *frame, float *out)
     }
 }
 
-kvf_status dct_features_make(const dct_features *d, float *out, kvf_error *err)
+static maker *new_maker(kvf_error *err)
 {
     maker *m = calloc(1, sizeof *m);
-    if (!m) return report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the features of a frame.");
+    if (!m) {
+        report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the features of a frame.");
+        return NULL;
+    }
     uint64_t state = SEED;
     fill_weights(m->net.in[0], sizeof m->net.in / sizeof(float), STEEPNESS / sqrt(INPUTS), &state);
     fill_weights(m->net.bias, HIDDEN, 0.1, &state);
     fill_weights(m->net.out[0], sizeof m->net.out / sizeof(float), 1 / sqrt(HIDDEN), &state);
-    measure(m, d);
+    return m;
+}
+
+kvf_status dct_features_make(const dct_features *d, float *out, kvf_error *err)
+{
+    const size_t per_frame = (size_t)DCT_PATCHES * DCT_COEFFICIENTS;
+    maker *m = new_maker(err);
+    if (!m) return KVF_ERR_NOMEM;
+    for (int64_t t = 0; t < d->n; t++) measure(m, d->coefficients + (size_t)t * per_frame);
+    finish(m, d->n);
     for (int64_t t = 0; t < d->n; t++)
-        make_frame(m, d->coefficients + (size_t)t * DCT_PATCHES * DCT_COEFFICIENTS,
-                   out + (size_t)t * DCT_PATCHES * DCT_DIM);
+        make_frame(m, d->coefficients + (size_t)t * per_frame, out + (size_t)t * DCT_PATCHES * DCT_DIM);
     free(m);
     return KVF_OK;
+}
+
+kvf_status dct_features_measure(dct_features *d, const uint8_t *rgb, kvf_error *err)
+{
+    if (!d->maker) d->maker = new_maker(err);
+    if (!d->maker) return KVF_ERR_NOMEM;
+    describe(rgb, d->maker->frame);
+    measure(d->maker, d->maker->frame);
+    d->n++;
+    return KVF_OK;
+}
+
+void dct_features_ready(dct_features *d) { finish(d->maker, d->n); }
+
+void dct_features_frame(dct_features *d, const uint8_t *rgb, float *out)
+{
+    describe(rgb, d->maker->frame);
+    make_frame(d->maker, d->maker->frame, out);
 }
 
 void dct_features_free(dct_features *d)
 {
     free(d->coefficients);
+    free(d->maker);
     *d = (dct_features){ 0 };
 }

@@ -26,6 +26,7 @@
 typedef struct dct_features {
     float *coefficients; /* [n][DCT_PATCHES][DCT_COEFFICIENTS]; owned */
     int64_t n, cap;      /* frames */
+    struct dct_maker *maker; /* of a clip that is read twice; owned */
 } dct_features;
 
 /* Add a frame: rgb [DCT_SIZE][DCT_SIZE][3]. Errors: NOMEM. */
@@ -33,6 +34,12 @@ kvf_status dct_features_add(dct_features *d, const uint8_t *rgb, kvf_error *err)
 
 /* Features of all frames before pooling, out [n][DCT_PATCHES][DCT_DIM]. n >= 1. Errors: NOMEM. */
 kvf_status dct_features_make(const dct_features *d, float *out, kvf_error *err);
+
+/* The same for clips that are read twice, in memory of one frame: measure every frame, ready, then frame by frame
+ * out [DCT_PATCHES][DCT_DIM], to the bits of dct_features_make. Errors: NOMEM. */
+kvf_status dct_features_measure(dct_features *d, const uint8_t *rgb, kvf_error *err);
+void dct_features_ready(dct_features *d); /* after at least one frame */
+void dct_features_frame(dct_features *d, const uint8_t *rgb, float *out);
 
 void dct_features_free(dct_features *d);
 

@@ -24,9 +24,11 @@
 
 typedef struct encoder {
     video_tokens *t;
+    kvf_ctx *ctx;
     const video_source_options *o;
     int64_t n; /* frames to come */
     progress bar;
+    int32_t pass; /* of a stream of training-free features: 0 measures their scale, 1 makes them */
     /* training-free features */
     preprocess_spec spec;
     preprocessor resize;
@@ -37,6 +39,7 @@ typedef struct encoder {
     kvf_vision_info info;
     int32_t pool;
     float *pixels; /* [TOWER_FRAMES][3][S][S] */
+    float *embd, *attention; /* [TOWER_FRAMES][n_tok][dim], [TOWER_FRAMES][n_tok]: what a stream computes at once */
     int64_t n_waiting, n_encoded;
 } encoder;
 
@@ -96,11 +99,13 @@ static kvf_status open_tower(encoder *e, kvf_ctx *ctx, kvf_error *err)
              *e->info.name ? e->info.name : "vision tower", e->info.family, e->info.feature_layer,
              e->info.n_layer);
     int64_t pixels = (int64_t)e->info.image_size * e->info.image_size * 3;
-    t->data = get_floats(e->n, t->n_tok, t->dim);
-    t->scores = get_floats(e->n, t->n_tok, 1);
+    int64_t held = e->o->sink ? TOWER_FRAMES : e->n;
+    float **embd = e->o->sink ? &e->embd : (float **)&t->data, **scores = e->o->sink ? &e->attention : &t->scores;
+    *embd = get_floats(held, t->n_tok, t->dim);
+    *scores = get_floats(held, t->n_tok, 1);
     t->newline = e->info.has_newline ? get_floats(t->dim, 1, 1) : NULL;
     e->pixels = get_floats(TOWER_FRAMES, pixels, 1);
-    if (!t->data || !t->scores || !e->pixels || (e->info.has_newline && !t->newline))
+    if (!*embd || !*scores || !e->pixels || (e->info.has_newline && !t->newline))
         return no_memory(e, err);
     if (t->newline) memcpy(t->newline, kvf_vision_newline(e->tower), (size_t)t->dim * sizeof *t->newline);
     progress_start(&e->bar, "Encoding", e->o->quiet);
@@ -126,16 +131,18 @@ static kvf_status encode_waiting(encoder *e, kvf_error *err)
     b.pixels = e->pixels;
     b.n = e->n_waiting;
     b.pool = e->pool;
-    b.embd = (float *)t->data + e->n_encoded * t->n_tok * t->dim;
-    b.scores = t->scores + e->n_encoded * t->n_tok;
+    b.embd = e->o->sink ? e->embd : (float *)t->data + e->n_encoded * t->n_tok * t->dim;
+    b.scores = e->o->sink ? e->attention : t->scores + e->n_encoded * t->n_tok;
     b.progress = on_layer;
     b.user = e;
     kvf_status rc = kvf_vision_encode(e->tower, &b, err);
     if (rc != KVF_OK) return rc;
+    t->encode_s += clock_s() - begin;
+    for (int64_t i = 0; e->o->sink && i < e->n_waiting && rc == KVF_OK; i++)
+        rc = video_source_send(t, e->o, e->embd + i * t->n_tok * t->dim, e->attention + i * t->n_tok, err);
     e->n_encoded += e->n_waiting;
     e->n_waiting = 0;
-    t->encode_s += clock_s() - begin;
-    return KVF_OK;
+    return rc;
 }
 
 static kvf_status to_tower(encoder *e, const video_frame *f, kvf_error *err)
@@ -150,6 +157,8 @@ static kvf_status to_tower(encoder *e, const video_frame *f, kvf_error *err)
     return ++e->n_waiting == TOWER_FRAMES ? encode_waiting(e, err) : KVF_OK;
 }
 
+static kvf_status on_frame(void *user, const video_frame *f, kvf_error *err);
+
 /* ---- Training-free features ---------------------------------------------------------------- */
 
 static kvf_status open_dct(encoder *e, kvf_error *err)
@@ -157,9 +166,23 @@ static kvf_status open_dct(encoder *e, kvf_error *err)
     preprocess_named(&e->spec, "siglip", DCT_SIZE);
     e->square = malloc((size_t)DCT_SIZE * DCT_SIZE * 3);
     snprintf(e->t->from, sizeof e->t->from, "dctctx: training-free, to measure redundancy only");
-    progress_start(&e->bar, "Reading", e->o->quiet);
+    progress_start(&e->bar, e->o->sink ? "Measuring" : "Reading", e->o->quiet);
     e->bar.unit = "frames";
     return e->square ? KVF_OK : no_memory(e, err);
+}
+
+/* The patches of the frame in e->square, pooled to its tokens. */
+static kvf_status send_dct(encoder *e, kvf_error *err)
+{
+    kvf_merge_pool pool;
+    kvf_merge_pool_init(&pool);
+    pool.src = (kvf_merge_view){ .data = e->pixels, .n_frame = 1, .n_tok = DCT_PATCHES, .dim = DCT_DIM };
+    pool.grid_w = DCT_GRID;
+    pool.kind = KVF_MERGE_BILINEAR;
+    pool.dst = e->embd;
+    dct_features_frame(&e->dct, e->square, e->pixels);
+    kvf_status rc = kvf_merge_pool_run(e->ctx, &pool, err);
+    return rc == KVF_OK ? video_source_send(e->t, e->o, e->embd, NULL, err) : rc;
 }
 
 static kvf_status to_dct(encoder *e, const video_frame *f, kvf_error *err)
@@ -167,10 +190,34 @@ static kvf_status to_dct(encoder *e, const video_frame *f, kvf_error *err)
     preprocess_picture in = { f->rgb, f->width, f->height, f->stride };
     double begin = clock_s();
     kvf_status rc = preprocess_resize(&e->resize, &e->spec, &in, e->square, err);
-    if (rc == KVF_OK) rc = dct_features_add(&e->dct, e->square, err);
+    if (rc == KVF_OK && e->pass) rc = send_dct(e, err);
+    if (rc == KVF_OK && !e->pass && e->o->sink) rc = dct_features_measure(&e->dct, e->square, err);
+    if (rc == KVF_OK && !e->o->sink) rc = dct_features_add(&e->dct, e->square, err);
     e->t->encode_s += clock_s() - begin;
-    progress_update(&e->bar, e->dct.n, e->n);
+    progress_update(&e->bar, e->pass ? e->t->n_sent : e->dct.n, e->n);
     return rc;
+}
+
+/* The first pass of a stream is done: the clip is read again, and frames go out. */
+static kvf_status again_dct(encoder *e, video *clip, video_outcome *outcome, kvf_error *err)
+{
+    video_tokens *t = e->t;
+    int64_t side = (DCT_GRID + 1) / 2;
+    t->n_tok = side * side;
+    t->dim = DCT_DIM;
+    if (!t->grid_w) t->grid_w = side;
+    e->pixels = get_floats(DCT_PATCHES, DCT_DIM, 1);
+    e->embd = get_floats(t->n_tok, DCT_DIM, 1);
+    if (!e->pixels || !e->embd) return no_memory(e, err);
+    dct_features_ready(&e->dct);
+    kvf_status rc = video_source_begin(t, e->o, err);
+    if (rc != KVF_OK) return rc;
+    e->pass = 1;
+    t->outcome.n_frames = 0;
+    progress_clear(&e->bar);
+    progress_start(&e->bar, "Merging", e->o->quiet);
+    e->bar.unit = "frames";
+    return video_read(clip, on_frame, e, outcome, err);
 }
 
 /* All patches, then pooled to the tokens. */
@@ -208,7 +255,7 @@ static kvf_status on_frame(void *user, const video_frame *f, kvf_error *err)
     t->time[i] = f->time;
     t->number[i] = f->number;
     if (i == 0) set_shown(e, f->width, f->height);
-    if (t->thumbnail) video_jpeg(&t->thumbnail[i], f, THUMBNAIL); /* without one the frame is drawn grey */
+    if (t->thumbnail && !t->thumbnail[i].n) video_jpeg(&t->thumbnail[i], f, THUMBNAIL); /* without one the frame is drawn grey */
     return e->o->mmproj ? to_tower(e, f, err) : e->o->from ? to_dct(e, f, err) : KVF_OK;
 }
 
@@ -239,15 +286,17 @@ static kvf_status read_clip(encoder *e, kvf_ctx *ctx, video *clip, kvf_error *er
     t->number = malloc((size_t)e->n * sizeof *t->number);
     t->thumbnail = e->o->thumbnails ? calloc((size_t)e->n, sizeof *t->thumbnail) : NULL;
     if (!t->time || !t->number || (e->o->thumbnails && !t->thumbnail)) return no_memory(e, err);
+    int64_t held = t->n_frame; /* of features from a file */
+    t->n_frame = e->n;         /* as many thumbnails are to be freed if reading fails */
     if (e->o->mmproj) rc = open_tower(e, ctx, err);
+    if (rc == KVF_OK && e->o->mmproj && e->o->sink) rc = video_source_begin(t, e->o, err);
     if (e->o->from) rc = open_dct(e, err);
     if (rc != KVF_OK) return rc;
     double begin = clock_s();
     video_outcome outcome;
-    int64_t held = t->n_frame; /* of features from a file */
-    t->n_frame = e->n;         /* as many thumbnails are to be freed if reading fails */
     rc = video_read(clip, on_frame, e, &outcome, err);
     if (rc == KVF_OK && e->o->mmproj) rc = encode_waiting(e, err);
+    if (rc == KVF_OK && e->o->from && e->o->sink) rc = again_dct(e, clip, &outcome, err);
     t->outcome = outcome;
     t->decode_s = clock_s() - begin - t->encode_s;
     if (rc != KVF_OK) return rc;
@@ -256,12 +305,12 @@ static kvf_status read_clip(encoder *e, kvf_ctx *ctx, video *clip, kvf_error *er
                            "%lld frames of '%s' can be decoded, and '%s' has features of %lld.",
                            (long long)outcome.n_frames, e->o->clip, e->o->features, (long long)held);
     t->n_frame = outcome.n_frames;
-    return e->o->from ? finish_dct(e, ctx, err) : KVF_OK;
+    return e->o->from && !e->o->sink ? finish_dct(e, ctx, err) : KVF_OK;
 }
 
 kvf_status video_encode(video_tokens *t, kvf_ctx *ctx, const video_source_options *o, kvf_error *err)
 {
-    encoder e = { .t = t, .o = o };
+    encoder e = { .t = t, .o = o, .ctx = ctx };
     video *clip = NULL;
     kvf_status rc = video_open(&clip, o->clip, kvf_ctx_threads(ctx), err);
     if (rc == KVF_OK) rc = read_clip(&e, ctx, clip, err);
@@ -272,5 +321,7 @@ kvf_status video_encode(video_tokens *t, kvf_ctx *ctx, const video_source_option
     dct_features_free(&e.dct);
     free(e.square);
     free(e.pixels);
+    free(e.embd);
+    free(e.attention);
     return rc;
 }

@@ -27,27 +27,34 @@ static kvf_status positions(const kvf_merge_plan *plan, bool keep, int32_t plane
     return kvf_merge_plan_positions(plan, &q, err);
 }
 
-/* The newline in the features' type, which the plan is applied in. */
-static uint16_t *narrowed(const video_tokens *t)
+kvf_status video_newline(void **out, const video_tokens *t, kvf_merge_type type, kvf_error *err)
 {
-    uint16_t *v = malloc((size_t)t->dim * sizeof *v);
-    for (int64_t i = 0; v && i < t->dim; i++)
-        v[i] = t->type == KVF_MERGE_F16 ? array_to_f16(t->newline[i]) : array_to_bf16(t->newline[i]);
-    return v;
+    *out = NULL;
+    if (!t->newline)
+        return report_fail(err, KVF_ERR_ARG,
+                           "The plan has newlines, and there is no embedding for them: give --newline "
+                           "FILE, or newline=none in --merge.");
+    float *v = malloc((size_t)t->dim * sizeof *v); /* two bytes an element fit, too */
+    if (!v) return report_fail(err, KVF_ERR_NOMEM, "Not enough memory for a newline.");
+    uint16_t *half = (uint16_t *)(void *)v;
+    for (int64_t i = 0; i < t->dim; i++) {
+        if (type == KVF_MERGE_F32)
+            v[i] = t->newline[i];
+        else
+            half[i] = type == KVF_MERGE_F16 ? array_to_f16(t->newline[i]) : array_to_bf16(t->newline[i]);
+    }
+    *out = v;
+    return KVF_OK;
 }
 
 kvf_status video_result_make(video_result *r, const kvf_merge_plan *plan, const video_tokens *t,
                              kvf_merge_type type, bool keep, kvf_error *err)
 {
-    *r = (video_result){
-        .plan = plan, .type = type, .dim = t->dim, .keep = keep, .info = { .size = sizeof r->info }
-    };
+    *r = (video_result){ .type = type, .dim = t->dim, .keep = keep, .info = { .size = sizeof r->info } };
     kvf_status rc = kvf_merge_plan_get_info(plan, &r->info, err);
+    void *newline = NULL;
+    if (rc == KVF_OK && r->info.n_newline) rc = video_newline(&newline, t, t->type, err);
     if (rc != KVF_OK) return rc;
-    if (r->info.n_newline && !t->newline)
-        return report_fail(err, KVF_ERR_ARG,
-                           "The plan has newlines, and there is no embedding for them: give --newline "
-                           "FILE, or newline=none in --merge.");
     size_t n = (size_t)r->info.n_out, width = (size_t)t->dim * kvf_merge_type_bytes(type);
     r->embd = n && width <= SIZE_MAX / n ? malloc(n * width) : NULL;
     r->position = malloc(n * sizeof *r->position);
@@ -57,16 +64,11 @@ kvf_status video_result_make(video_result *r, const kvf_merge_plan *plan, const 
     kvf_merge_apply a;
     kvf_merge_apply_init(&a);
     a.src = video_tokens_view(t);
-    a.newline = t->newline;
+    a.newline = newline;
     a.dst = r->embd;
     a.dst_type = type;
-    uint16_t *narrow = NULL;
-    if (rc == KVF_OK && r->info.n_newline && t->type != KVF_MERGE_F32) {
-        a.newline = narrow = narrowed(t);
-        if (!narrow) rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for a newline.");
-    }
     if (rc == KVF_OK) rc = kvf_merge_plan_apply(plan, &a, err);
-    free(narrow);
+    free(newline);
     if (rc == KVF_OK) rc = positions(plan, keep, 1, r->position, err);
     if (rc == KVF_OK) rc = positions(plan, keep, 3, r->mrope, err);
     if (rc != KVF_OK) video_result_free(r);
@@ -110,6 +112,7 @@ static void list_facts(facts *f, const video_result *r, const video_tokens *t, c
     fact(f, "kvfold", "%s", kvf_version_string());
     if (clip) fact(f, "clip", "%s", clip);
     fact(f, "features", "%s", t->from);
+    if (t->storm[0]) fact(f, "storm", "%s", t->storm);
     fact(f, "spec", "%s", p->spec);
     fact(f, "scores", "%s", p->scores);
     fact(f, "frames", "%" PRId64, p->n_frame);
@@ -133,7 +136,51 @@ typedef struct part {
     const char *name;
     array_info info;
     const void *data;
+    FILE *spool; /* instead of data */
 } part;
+
+/* Numbers that are copied from a spool at a time. */
+enum { PIECE = 1 << 16 };
+
+/* The elements to o, bf16 as float if `wide`. Errors: IO, NOMEM; those of writing come with the commit. */
+static kvf_status write_data(outfile *o, const part *p, bool wide, kvf_error *err)
+{
+    size_t bytes = array_type_bytes(p->info.type);
+    if (!p->spool && !wide) {
+        outfile_write(o, p->data, (size_t)p->info.n * bytes);
+        return KVF_OK;
+    }
+    float *v = malloc(PIECE * sizeof *v);
+    char *raw = malloc(PIECE * sizeof *v);
+    kvf_status rc = v && raw ? KVF_OK : report_fail(err, KVF_ERR_NOMEM, "Not enough memory to write '%s'.", o->path);
+    if (p->spool) rewind(p->spool);
+    for (int64_t i = 0; i < p->info.n && rc == KVF_OK; i += PIECE) {
+        size_t n = p->info.n - i < PIECE ? (size_t)(p->info.n - i) : PIECE;
+        if (!p->spool)
+            memcpy(raw, (const char *)p->data + (size_t)i * bytes, n * bytes);
+        else if (fread(raw, bytes, n, p->spool) != n)
+            rc = report_fail(err, KVF_ERR_IO, "Tokens kept for '%s' cannot be read back.", o->path);
+        if (wide) video_tokens_widen(v, raw, KVF_MERGE_BF16, (int64_t)n);
+        if (rc == KVF_OK) outfile_write(o, wide ? (void *)v : raw, n * (wide ? sizeof *v : bytes));
+    }
+    free(v);
+    free(raw);
+    return rc;
+}
+
+/* Write, put in its place. */
+static kvf_status write_all(outfile *o, const part *parts, size_t n, bool wide, kvf_error *err)
+{
+    kvf_status rc = KVF_OK;
+    interrupt_remove(o->partial);
+    for (size_t i = 0; i < n && rc == KVF_OK; i++) rc = write_data(o, &parts[i], wide, err);
+    if (rc == KVF_OK)
+        rc = outfile_commit(o, err);
+    else
+        outfile_drop(o);
+    interrupt_remove(NULL);
+    return rc;
+}
 
 static kvf_status write_parts(const char *path, const part *parts, size_t n, facts *f, kvf_error *err)
 {
@@ -143,41 +190,18 @@ static kvf_status write_parts(const char *path, const part *parts, size_t n, fac
     safetensors s = { .tensors = entries, .n_tensors = n, .texts = f->v, .n_texts = f->n };
     outfile o;
     kvf_status rc = safetensors_begin(&o, path, &s, err);
-    if (rc != KVF_OK) return rc;
-    interrupt_remove(o.partial);
-    for (size_t i = 0; i < n; i++)
-        outfile_write(&o, parts[i].data, (size_t)parts[i].info.n * array_type_bytes(parts[i].info.type));
-    rc = outfile_commit(&o, err);
-    interrupt_remove(NULL);
-    return rc;
-}
-
-static kvf_status write_npy(const char *path, const array_info *info, const void *data, kvf_error *err)
-{
-    outfile o;
-    kvf_status rc = npy_begin(&o, path, info, err);
-    if (rc != KVF_OK) return rc;
-    interrupt_remove(o.partial);
-    outfile_write(&o, data, (size_t)info->n * array_type_bytes(info->type));
-    rc = outfile_commit(&o, err);
-    interrupt_remove(NULL);
-    return rc;
+    return rc == KVF_OK ? write_all(&o, parts, n, false, err) : rc;
 }
 
 /* NumPy has no bfloat16: those go out as float. */
-static kvf_status write_tokens(const char *path, const video_result *r, const array_info *info,
-                               kvf_error *err)
+static kvf_status write_npy(const char *path, const part *p, kvf_error *err)
 {
-    if (r->type != KVF_MERGE_BF16) return write_npy(path, info, r->embd, err);
-    array_info wide = *info;
-    wide.type = ARRAY_F32;
-    float *v = malloc((size_t)info->n * sizeof *v);
-    if (!v) return report_fail(err, KVF_ERR_NOMEM, "Not enough memory to write '%s'.", path);
-    const uint16_t *from = r->embd;
-    for (int64_t i = 0; i < info->n; i++) v[i] = array_bf16(from[i]);
-    kvf_status rc = write_npy(path, &wide, v, err);
-    free(v);
-    return rc;
+    outfile o;
+    array_info info = p->info;
+    bool wide = info.type == ARRAY_BF16;
+    if (wide) info.type = ARRAY_F32;
+    kvf_status rc = npy_begin(&o, path, &info, err);
+    return rc == KVF_OK ? write_all(&o, p, 1, wide, err) : rc;
 }
 
 static array_info shaped(array_type type, int64_t rows, int64_t columns)
@@ -199,12 +223,12 @@ kvf_status video_result_write(const video_result *r, const video_tokens *t, cons
                         : report_fail(err, KVF_ERR_NOMEM, "Not enough memory to write '%s'.", out);
     for (int64_t i = 0; time && i < t->n_frame; i++) time[i] = (float)t->time[i];
     part parts[N_TENSORS] = {
-        { "embeddings", shaped(array_type_of(r->type), p->n_out, r->dim), r->embd },
-        { "position", shaped(ARRAY_I32, p->n_out, 0), r->position },
-        { "mrope", shaped(ARRAY_I32, 3, p->n_out), r->mrope },
-        { "meta", shaped(ARRAY_I32, p->n_out, 4), p->meta },
-        { "segments", shaped(ARRAY_I32, p->n_segment, 6), p->segment },
-        { "time", shaped(ARRAY_F32, t->n_frame, 0), time },
+        { "embeddings", shaped(array_type_of(r->type), p->n_out, r->dim), r->embd, r->spool },
+        { "position", shaped(ARRAY_I32, p->n_out, 0), r->position, NULL },
+        { "mrope", shaped(ARRAY_I32, 3, p->n_out), r->mrope, NULL },
+        { "meta", shaped(ARRAY_I32, p->n_out, 4), p->meta, NULL },
+        { "segments", shaped(ARRAY_I32, p->n_segment, 6), p->segment, NULL },
+        { "time", shaped(ARRAY_F32, t->n_frame, 0), time, NULL },
     };
     if (rc == KVF_OK) {
         list_facts(f, r, t, clip);
@@ -214,12 +238,12 @@ kvf_status video_result_write(const video_result *r, const video_tokens *t, cons
     if (rc == KVF_OK) {
         buffer_cut(&path, 0);
         buffer_printf(&path, "%s.tokens.npy", out);
-        rc = write_tokens(buffer_text(&path), r, &parts[0].info, err);
+        rc = write_npy(buffer_text(&path), &parts[0], err);
     }
     if (rc == KVF_OK) {
         buffer_cut(&path, 0);
         buffer_printf(&path, "%s.meta.npy", out);
-        rc = write_npy(buffer_text(&path), &parts[3].info, p->meta, err);
+        rc = write_npy(buffer_text(&path), &parts[3], err);
     }
     buffer_free(&path);
     free(time);

@@ -10,12 +10,14 @@
 #ifndef KVFOLD_TOOLS_VIDEO_OUTPUT_H
 #define KVFOLD_TOOLS_VIDEO_OUTPUT_H
 
+#include <stdio.h>
+
 #include "video_source.h"
 
 typedef struct video_result {
-    const kvf_merge_plan *plan;
     kvf_merge_plan_info info;
-    void *embd; /* [n_out][dim] of type; owned */
+    void *embd;  /* [n_out][dim] of type; owned */
+    FILE *spool; /* the same as a file, where embd is NULL; its owner's */
     kvf_merge_type type;
     int64_t dim;
     int32_t *position; /* [n_out]; owned */
@@ -26,6 +28,9 @@ typedef struct video_result {
 /* Apply the plan and compute positions. Errors: ARG (newlines without an embedding), NOMEM. */
 kvf_status video_result_make(video_result *r, const kvf_merge_plan *plan, const video_tokens *t,
                              kvf_merge_type type, bool keep, kvf_error *err);
+/* The newline of t in the type that plans are applied in; the caller's to free. Errors: ARG (there is none), NOMEM. */
+kvf_status video_newline(void **out, const video_tokens *t, kvf_merge_type type, kvf_error *err);
+
 void video_result_free(video_result *r);
 
 /* Write the three files; `clip` is named in the metadata, or NULL. Each appears whole or not at all. Errors:

@@ -69,14 +69,13 @@ static kvf_status no_memory(const char *what, kvf_error *err)
     return report_fail(err, KVF_ERR_NOMEM, "Not enough memory for %s.", what);
 }
 
-/* Elements of 16 bits stay as they are, everything else becomes float. */
-static kvf_status read_features(video_tokens *t, const char *path, kvf_error *err)
+/* The file of features, its shape checked; *t gets it. */
+static kvf_status open_features(source_file *s, video_tokens *t, const char *path, kvf_error *err)
 {
-    source_file s;
     char shape[128];
-    kvf_status rc = source_open(&s, path, "features", 3, err);
+    kvf_status rc = source_open(s, path, "features", 3, err);
     if (rc != KVF_OK) return rc;
-    const array_info *a = &s.info;
+    const array_info *a = &s->info;
     if (a->n_dim != 3 || a->n == 0)
         rc = report_fail(
             err, KVF_ERR_ARG,
@@ -85,21 +84,62 @@ static kvf_status read_features(video_tokens *t, const char *path, kvf_error *er
     else if (a->shape[0] > INT32_MAX / a->shape[1])
         rc = report_fail(err, KVF_ERR_LIMIT, "'%s' is %s: more than 2^31 tokens.", path,
                          array_describe(shape, a));
-    if (rc == KVF_OK) {
-        t->type = a->type == ARRAY_F16    ? KVF_MERGE_F16
-                  : a->type == ARRAY_BF16 ? KVF_MERGE_BF16
-                                          : KVF_MERGE_F32;
-        t->n_frame = a->shape[0];
-        t->n_tok = a->shape[1];
-        t->dim = a->shape[2];
-        size_t width = kvf_merge_type_bytes(t->type);
-        t->data = (size_t)a->n <= SIZE_MAX / width ? malloc((size_t)a->n * width) : NULL;
-        rc = !t->data                   ? no_memory(path, err)
-             : t->type == KVF_MERGE_F32 ? array_read_f32(&s.file, a, 0, a->n, t->data, err)
-                                        : array_read_raw(&s.file, a, 0, a->n, t->data, err);
-        const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-        snprintf(t->from, sizeof t->from, "%.100s, %s", name, array_type_name(a->type));
+    if (rc != KVF_OK) {
+        source_close(s);
+        return rc;
     }
+    t->type = a->type == ARRAY_F16    ? KVF_MERGE_F16
+              : a->type == ARRAY_BF16 ? KVF_MERGE_BF16
+                                      : KVF_MERGE_F32;
+    t->n_frame = a->shape[0];
+    t->n_tok = a->shape[1];
+    t->dim = a->shape[2];
+    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    snprintf(t->from, sizeof t->from, "%.100s, %s", name, array_type_name(a->type));
+    return KVF_OK;
+}
+
+/* Elements [first, first + n): of 16 bits as they are, everything else as float. */
+static kvf_status read_elements(const source_file *s, const video_tokens *t, int64_t first, int64_t n, void *out,
+                                kvf_error *err)
+{
+    return t->type == KVF_MERGE_F32 ? array_read_f32(&s->file, &s->info, first, n, out, err)
+                                    : array_read_raw(&s->file, &s->info, first, n, out, err);
+}
+
+static kvf_status read_features(video_tokens *t, const video_source_options *o, kvf_error *err)
+{
+    source_file s;
+    kvf_status rc = open_features(&s, t, o->features, err);
+    if (rc != KVF_OK) return rc;
+    size_t width = kvf_merge_type_bytes(t->type);
+    if (!o->sink) { /* a stream reads frame by frame, when everything else is there */
+        t->data = (size_t)s.info.n <= SIZE_MAX / width ? malloc((size_t)s.info.n * width) : NULL;
+        rc = t->data ? read_elements(&s, t, 0, s.info.n, t->data, err) : no_memory(o->features, err);
+    }
+    source_close(&s);
+    return rc;
+}
+
+static kvf_status send_features(video_tokens *t, const video_source_options *o, kvf_error *err)
+{
+    source_file s;
+    kvf_status rc = video_source_begin(t, o, err);
+    if (rc == KVF_OK) rc = open_features(&s, t, o->features, err);
+    if (rc != KVF_OK) return rc;
+    int64_t n = t->n_tok * t->dim;
+    void *frame = malloc((size_t)n * kvf_merge_type_bytes(t->type));
+    progress bar;
+    progress_start(&bar, "Merging", o->quiet);
+    bar.unit = "frames";
+    if (!frame) rc = no_memory("a frame", err);
+    for (int64_t i = 0; i < t->n_frame && rc == KVF_OK; i++) {
+        rc = read_elements(&s, t, i * n, n, frame, err);
+        if (rc == KVF_OK) rc = video_source_send(t, o, frame, NULL, err);
+        progress_update(&bar, i + 1, t->n_frame);
+    }
+    progress_clear(&bar);
+    free(frame);
     source_close(&s);
     return rc;
 }
@@ -159,21 +199,50 @@ static kvf_status check(const video_source_options *o, kvf_error *err)
     return KVF_OK;
 }
 
+kvf_status video_source_begin(video_tokens *t, const video_source_options *o, kvf_error *err)
+{
+    kvf_status rc = KVF_OK;
+    if (t->n_frame && o->grid && t->n_tok % o->grid)
+        rc = report_fail(err, KVF_ERR_ARG, "--grid %lld does not divide the %lld tokens of a frame.",
+                         (long long)o->grid, (long long)t->n_tok);
+    if (rc == KVF_OK && o->scores)
+        rc = read_floats(&t->scores, o->scores, "scores", (int64_t[2]){ t->n_frame, t->n_tok }, err);
+    if (rc == KVF_OK && o->newline)
+        rc = read_floats(&t->newline, o->newline, "newline", (int64_t[2]){ t->dim, 0 }, err);
+    return rc;
+}
+
+kvf_status video_source_send(video_tokens *t, const video_source_options *o, const void *frame, const float *tower,
+                             kvf_error *err)
+{
+    const float *scores = t->scores ? t->scores + t->n_sent * t->n_tok : tower;
+    kvf_status rc = o->sink(o->user, t, frame, scores, err);
+    if (rc == KVF_OK) t->n_sent++;
+    return rc;
+}
+
 kvf_status video_source_read(video_tokens *out, kvf_ctx *ctx, const video_source_options *o, kvf_error *err)
 {
     *out = (video_tokens){ .grid_w = o->grid, .shown = { 0, 0, 1, 1 } };
     kvf_status rc = check(o, err);
-    if (rc == KVF_OK && o->features) rc = read_features(out, o->features, err);
+    if (rc == KVF_OK && o->features) rc = read_features(out, o, err);
     if (rc == KVF_OK && o->clip) rc = video_encode(out, ctx, o, err);
-    if (rc == KVF_OK && out->n_frame && o->grid && out->n_tok % o->grid)
-        rc = report_fail(err, KVF_ERR_ARG, "--grid %lld does not divide the %lld tokens of a frame.",
-                         (long long)o->grid, (long long)out->n_tok);
-    if (rc == KVF_OK && o->scores)
-        rc = read_floats(&out->scores, o->scores, "scores", (int64_t[2]){ out->n_frame, out->n_tok }, err);
-    if (rc == KVF_OK && o->newline)
-        rc = read_floats(&out->newline, o->newline, "newline", (int64_t[2]){ out->dim, 0 }, err);
+    if (rc == KVF_OK && !o->sink) rc = video_source_begin(out, o, err);
+    if (rc == KVF_OK && o->sink && o->features) rc = send_features(out, o, err);
+    if (rc == KVF_OK && o->sink && o->scores && out->n_sent != out->n_frame)
+        rc = report_fail(err, KVF_ERR_FORMAT,
+                         "%lld frames can be decoded, and '%s' has scores of more.", (long long)out->n_sent, o->scores);
     if (rc != KVF_OK) video_tokens_free(out);
     return rc;
+}
+
+void video_tokens_widen(float *out, const void *data, kvf_merge_type type, int64_t n)
+{
+    const uint16_t *half = data;
+    if (type == KVF_MERGE_F32)
+        memcpy(out, data, (size_t)n * sizeof *out);
+    else
+        for (int64_t i = 0; i < n; i++) out[i] = type == KVF_MERGE_F16 ? array_f16(half[i]) : array_bf16(half[i]);
 }
 
 void video_tokens_free(video_tokens *t)

@@ -13,6 +13,13 @@
 #include "progress.h"
 #include "video_decode.h"
 
+struct video_tokens;
+
+/* Takes frame after frame of a stream: [n_tok][dim] of t->type, scores [n_tok] or NULL, valid during the call. t
+ * is whole but for data: shape, newline, times so far. */
+typedef kvf_status (*video_token_sink)(void *user, struct video_tokens *t, const void *frame, const float *scores,
+                                       kvf_error *err);
+
 typedef struct video_source_options {
     const char *clip;     /* a video; NULL: features only */
     const char *mmproj;   /* or */
@@ -26,6 +33,8 @@ typedef struct video_source_options {
     double start, end;
     int64_t grid; /* tokens in a row; 0: square */
     bool thumbnails, quiet;
+    video_token_sink sink; /* frames go there one by one, and none is held; NULL: all are held */
+    void *user;
 } video_source_options;
 
 /* Zeroed: empty. */
@@ -36,6 +45,8 @@ typedef struct video_tokens {
     float *scores;                       /* [n_frame][n_tok], or NULL; owned */
     float *newline;                      /* [dim], or NULL; owned */
     char from[160];                      /* "SigLIP-so400m, layer 26 of 27", one line for people */
+    char storm[160];                     /* layers that ran over the tokens; "": none */
+    int64_t n_sent;                      /* frames that went to the sink */
     bool is_clip;                        /* the next four are set */
     video_info clip;
     video_outcome outcome;
@@ -51,6 +62,17 @@ typedef struct video_tokens {
 kvf_status video_source_read(video_tokens *out, kvf_ctx *ctx, const video_source_options *o, kvf_error *err);
 
 void video_tokens_free(video_tokens *t);
+
+/* Before the first frame of a stream: n_frame (expected), n_tok, dim and type are set; grid, scores and newline of
+ * the options are read and checked. Errors: as above. */
+kvf_status video_source_begin(video_tokens *t, const video_source_options *o, kvf_error *err);
+
+/* Hand one frame to the sink; tower: the scores of a tower, where none come from a file. */
+kvf_status video_source_send(video_tokens *t, const video_source_options *o, const void *frame, const float *tower,
+                             kvf_error *err);
+
+/* n elements of `type` as float. */
+void video_tokens_widen(float *out, const void *data, kvf_merge_type type, int64_t n);
 
 /* The whole as a view. */
 kvf_merge_view video_tokens_view(const video_tokens *t);

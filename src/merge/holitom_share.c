@@ -24,10 +24,23 @@ static void count(const kvf_holitom_run *r, int64_t from, int64_t *n_frame, int6
     }
 }
 
-static void share_official(kvf_holitom_run *r, int64_t from)
+/* The tokens that the ratio asks for of n_frame more frames. Counted from the start, so that a stream's pieces add
+ * up to what the whole would get. */
+static int64_t asked(kvf_holitom_run *r, int64_t n_frame, bool last)
+{
+    int64_t n_all = (r->n_seen + n_frame) * r->job->x->n_tok;
+    int64_t total =
+        (last ? kvf_merge_count(r->opt->ratio, n_all) : kvf_merge_floor(r->opt->ratio, n_all)) - r->n_given;
+    r->n_seen += n_frame;
+    r->n_given += total;
+    return total;
+}
+
+static void share_official(kvf_holitom_run *r, int64_t from, bool last)
 {
     int64_t n_tok = r->job->x->n_tok, n_frame, n_left;
     count(r, from, &n_frame, &n_left);
+    asked(r, n_frame, last);
     double share = r->opt->ratio / ((double)n_left / (double)(n_frame * n_tok));
     r->retain = share < 1 ? share : 1;
     for (int64_t i = from; i < r->n_part; i++) {
@@ -83,14 +96,9 @@ static kvf_status keep_own(kvf_holitom_run *r, int64_t from, int64_t n, kvf_erro
 
 static kvf_status share_exact(kvf_holitom_run *r, int64_t from, bool last, kvf_error *err)
 {
-    int64_t n_tok = r->job->x->n_tok, n_frame, n_left;
+    int64_t n_frame, n_left;
     count(r, from, &n_frame, &n_left);
-    /* Counted from the start, so that a stream's pieces add up to what the whole would get. */
-    int64_t n_all = (r->n_seen + n_frame) * n_tok;
-    int64_t total =
-        (last ? kvf_merge_count(r->opt->ratio, n_all) : kvf_merge_floor(r->opt->ratio, n_all)) - r->n_given;
-    r->n_seen += n_frame;
-    r->n_given += total;
+    int64_t total = asked(r, n_frame, last);
     r->retain = total < n_left ? (double)total / (double)n_left : 1;
     KVF_TRY(share_units(r, from, n_frame, total < n_left ? total : n_left, err));
     return total > n_left ? keep_own(r, from, total - n_left, err) : KVF_OK;
@@ -99,6 +107,6 @@ static kvf_status share_exact(kvf_holitom_run *r, int64_t from, bool last, kvf_e
 kvf_status kvf_holitom_share(kvf_holitom_run *r, int64_t from, bool last, kvf_error *err)
 {
     if (r->opt->mode == KVF_HOLITOM_EXACT) return share_exact(r, from, last, err);
-    share_official(r, from);
+    share_official(r, from, last);
     return KVF_OK;
 }

@@ -185,6 +185,8 @@ class Features(Video):
         text = self.ok("--list-planners").stdout.decode()
         for p in listed:
             self.assertIn(p["name"] + ":", text)
+            if p["name"] == "storm":
+                continue  # needs weights: see Storm
             exact = any(o["name"] == "ratio" for o in p["options"])
             r = self.json("--features", self.features, "--merge", p["name"] + (":ratio=0.2" if exact else ""), "--quality")
             if exact:
@@ -360,6 +362,158 @@ class Clips(Video):
         huge = data[:at] + struct.pack(">HH", 65000, 65000) + data[at + 4:]
         r = run("video", self.write("huge.mp4", huge), "--features-from", "dctctx")
         self.assertIn(r.returncode, (0, 2))  # FFmpeg may believe the stream rather than the container
+
+
+class Streams(Video):
+    """Planning while frames come in gives what planning the whole by segments gives."""
+
+    def same(self, spec, *args, more=()):
+        whole, stream = self.path("whole"), self.path("stream")
+        a = self.json(*args, "--merge", spec, "-o", whole, *more)
+        b = self.json(*args, "--merge", spec, "-o", stream, "--stream", *more)
+        self.assertEqual(b["plan"]["n_forced"], 0)
+        for key in ("spec", "n_in", "n_out", "n_asked", "n_merged", "n_copied", "n_used", "segments", "total_reduced"):
+            self.assertEqual(a["plan"][key], b["plan"][key], key)
+        for end in (".tokens.npy", ".meta.npy"):
+            with open(whole + end, "rb") as f, open(stream + end, "rb") as g:
+                self.assertEqual(f.read(), g.read(), end)
+        (ha, _), (hb, _) = safetensors(whole + ".safetensors"), safetensors(stream + ".safetensors")
+        self.assertEqual(ha, hb)
+        self.assertEqual([n for n in os.listdir(self.dir) if n.startswith("stream.") and n.count(".") == 1],
+                         ["stream.safetensors"])
+        return b
+
+    def test_features_give_the_same_bytes(self):
+        scores = self.write("a.npy", npy_bytes(self.shape[:2], [random.Random(3).random() for _ in range(8 * 16)]))
+        newline = self.write("n.npy", npy_bytes((12,), [0.5] * 12))
+        for spec in ("holitom:budget=segment,ratio=0.3", "holitom:mode=official,budget=segment,ratio=0.3",
+                     "holitom:budget=segment,ratio=0.01", "holitom:budget=segment,ratio=0.3,order=grid,newline=row"):
+            for keep in ("keep", "compact"):
+                for kind in ("f32", "f16", "bf16"):
+                    self.same(spec, "--features", self.features, "--scores", scores, "--newline", newline,
+                              more=("--positions", keep, "--type", kind))
+
+    def test_clips_give_the_same_bytes(self):
+        for source in (("--features-from", "dctctx"), ("--mmproj", self.tower)):
+            r = self.same("holitom:budget=segment,ratio=0.2", self.clip, *source)
+            self.assertTrue(r["plan"]["streamed"])
+            self.assertEqual(len(r["clip"]["times"]), r["features"]["n_frames"])
+
+    def test_a_short_hold_ends_segments_and_says_so(self):
+        still = self.write("still.npy", npy_bytes((20, 4, 3), [1.0, 2.0, 3.0] * 80))
+        r = run("video", "--features", still, "--merge", "holitom:ratio=0.2", "--stream", "--hold", "4", "-o", self.path("h"), "--json")
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertIn(b"--hold 4", r.stderr)
+        plan = json.loads(r.stdout)["plan"]
+        self.assertGreater(plan["n_forced"], 0)
+        self.assertEqual(plan["n_out"], 16)
+        self.assertEqual(sum(s["last"] - s["first"] + 1 for s in plan["segments"]), 20)
+
+    def test_a_page_is_written(self):
+        self.ok(self.clip, "--features-from", "dctctx", "--stream", "--report", self.path("r.html"))
+        with open(self.path("r.html"), encoding="utf-8") as f:
+            self.assertIn("data:image/jpeg", f.read())
+
+    def test_what_does_not_stream_is_named(self):
+        f = ("--features", self.features, "--stream")
+        self.bad(*f, "--merge", "visionzip:ratio=0.2", says="cannot stream")
+        self.bad(*f, "--quality", says="--quality")
+        self.bad(*f, "-o", self.path("no/where"), says="no/where")
+        nan = self.write("nan.npy", npy_bytes((3, 4, 2), [0.5] * 23 + [math.nan]))
+        self.bad("--features", nan, "--stream", "-o", self.path("x"), says="NaN")
+        self.assertEqual([n for n in os.listdir(self.dir) if n.startswith("x")], [])
+
+
+class Storm(Video):
+    """STORM's layers from a file: the fixtures' weights give the fixtures' output."""
+
+    NAMES = {"ln_w": "norm.weight", "ln_b": "norm.bias", "in_proj": "mixer.in_proj.weight", "out_proj": "mixer.out_proj.weight",
+             "conv_w": "mixer.conv1d.weight", "conv_b": "mixer.conv1d.bias", "x_proj": "mixer.x_proj.weight",
+             "dt_w": "mixer.dt_proj.weight", "dt_b": "mixer.dt_proj.bias", "A_log": "mixer.A_log", "D": "mixer.D"}
+    BACK = {"b_conv_w": "mixer.conv1d_b.weight", "b_conv_b": "mixer.conv1d_b.bias", "b_x_proj": "mixer.x_proj_b.weight",
+            "b_dt_w": "mixer.dt_proj_b.weight", "b_dt_b": "mixer.dt_proj_b.bias", "b_A_log": "mixer.A_b_log", "b_D": "mixer.D_b"}
+
+    def setUp(self):
+        super().setUp()
+        self.block = os.path.join(DATA, "vision", "mamba", "block")
+        shape, values = npy(os.path.join(self.block, "x.npy"))
+        self.assertEqual(shape[0] % 4, 0)
+        self.x = self.write("x.npy", npy_bytes((shape[0] // 4, 4, shape[1]), values))
+
+    def tensors(self, both):
+        names = dict(self.NAMES, **(self.BACK if both else {}))
+        return {"m.layers.%d.%s" % (i, to): npy(os.path.join(self.block, "layer%d" % i, name + ".npy"))
+                for i in range(2) for name, to in names.items()}
+
+    def gguf(self, tensors):
+        head, body = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 0), b""
+        for name, (shape, values) in tensors.items():
+            head += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", len(shape))
+            head += struct.pack("<%dQ" % len(shape), *reversed(shape)) + struct.pack("<IQ", 0, len(body))
+            body += struct.pack("<%df" % len(values), *values)
+            body += bytes(-len(body) % 32)
+        return head + bytes(-len(head) % 32) + body
+
+    def tokens(self, weights, *more):
+        r = self.json("--features", self.x, "--merge", "storm:weights=%s+uniform:ratio=1" % weights, "-o", self.path("o"), *more)
+        self.assertIn("2 Mamba layers, 24 wide", r["plan"]["storm"])
+        return npy(self.path("o.tokens.npy"))[1]
+
+    def near(self, got, name):
+        want = npy(os.path.join(self.block, name + ".npy"))[1]
+        scale = max(1, max(map(abs, want)))
+        self.assertEqual(len(got), len(want))
+        self.assertLess(max(abs(a - b) for a, b in zip(got, want)), 2e-5 * scale)
+
+    def test_both_file_formats_give_the_fixtures_output(self):
+        for both, want in ((False, "storm_uni_out"), (True, "storm_bidir_out")):
+            t = self.tensors(both)
+            a = self.tokens(self.write("w.safetensors", safetensors_bytes(t)))
+            self.near(a, want)
+            self.assertEqual(self.tokens(self.write("w.gguf", self.gguf(t))), a)
+
+    def test_layers_of_one_direction_stream_and_the_others_say_why_not(self):
+        w = self.write("w.safetensors", safetensors_bytes(self.tensors(False)))
+        spec, outs = "storm:weights=%s+pool_time:k=4" % w, []
+        for more in ((), ("--stream",)):
+            self.ok("--features", self.x, "--merge", spec, "-o", self.path("o"), *more)
+            outs.append(npy(self.path("o.tokens.npy"))[1])
+        self.assertEqual(*outs)
+        w = self.write("w.safetensors", safetensors_bytes(self.tensors(True)))
+        r = run("video", "--features", self.x, "--merge", "storm:weights=" + w, "--stream")
+        self.assertNotEqual(r.returncode, 0)
+        self.assertIn(b"both directions", r.stderr)
+
+    def test_without_a_planner_it_pools_time_by_four(self):
+        w = self.write("w.safetensors", safetensors_bytes(self.tensors(True)))
+        r = self.json("--features", self.x, "--merge", "storm:weights=" + w)
+        self.assertEqual(r["plan"]["spec"], "pool_time:k=4")
+
+    def test_what_is_wrong_with_weights_is_named(self):
+        good = self.tensors(False)
+
+        def refuse(tensors, says, **more):
+            w = self.write("w.safetensors", safetensors_bytes(tensors, **more))
+            r = run("video", "--features", self.x, "--merge", "storm:weights=" + w)
+            self.assertNotEqual(r.returncode, 0)
+            self.assertIn(says, r.stderr.decode())
+
+        one = "m.layers.1.mixer.D"
+        refuse({k: v for k, v in good.items() if k != one}, one + "' is missing")
+        refuse(dict(good, **{"m.layers.0.mixer.in_proj.bias": ((2,), (0.0, 0.0))}), "in_proj.bias")
+        refuse(dict(good, **{one: ((47,), (0.0,) * 47)}), one)
+        refuse(dict(good, **{one: ((48,), (math.nan,) + (0.0,) * 47)}), "NaN")
+        refuse({k: (s, [int(x) for x in v]) for k, (s, v) in good.items()}, "i32", descr="I32", code="i")
+        refuse({"x": ((1,), (0.0,))}, "Mamba layer")
+        w = self.write("w.safetensors", safetensors_bytes(good))
+        self.bad("--features", self.features, "--merge", "storm:weights=" + w, says="24 wide")
+        self.bad("--features", self.x, "--merge", "storm", says="weights=FILE")
+        self.bad("--features", self.x, "--merge", "storm:weights=%s,eps=2" % w, says="eps")
+        self.bad("--features", self.x, "--merge", "storm:weights=%s,k=4" % w, says="k=4")
+        for odd in ("/nowhere.safetensors", self.write("e.gguf", b"GGUF"), self.write("e.safetensors", b"x")):
+            r = run("video", "--features", self.x, "--merge", "storm:weights=" + odd)
+            self.assertNotEqual(r.returncode, 0)
+            self.assertIn(b"kvfold", r.stderr)
 
 
 class Page(html.parser.HTMLParser):
