@@ -41,8 +41,8 @@ static kvf_status no_memory(kvf_error *err)
 static int32_t *more(grow *g, int64_t n)
 {
     if (n > INT64_MAX / 16 - g->n) return NULL;
-    if (g->n + n > g->cap) {
-        int64_t cap = (g->n + n) + (g->n + n) / 2;
+    if (!g->v || g->n + n > g->cap) { /* n may be 0: a plan can keep nothing */
+        int64_t cap = (g->n + n) + (g->n + n) / 2 + 16;
         int32_t *v = realloc(g->v, (size_t)cap * sizeof *v);
         if (!v) return NULL;
         g->v = v;
