@@ -243,7 +243,8 @@ def fits(model, rows):
 
 
 def everything(rows):
-    out = []
+    loads = stats.spread([r["load"] for r in rows])
+    out = [figure("", "run", "all", "", "load of the machine", loads, len(rows))] if loads else []
     for model in models_of(rows):
         for make in (quality, paired, same_as_llama, needle_grid, likelihood, cost, fits):
             out += make(model, rows)

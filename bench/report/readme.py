@@ -60,6 +60,10 @@ def costs_row(found, model):
 def block(found, folder):
     out = ["", "From the report `%s/report.md`, which has all figures, their spread and what was not run:" %
            os.path.relpath(folder, program.ROOT)]
+    load = chapters.get(found, "", "run", "all", "", "load of the machine")
+    if load:
+        out += ["", "**Measured at a load of %.1f (median; %.1f at most), other work included: seconds are longer than on an idle "
+                "machine, for all alike; the report has ratios of pairs that ran in turn.**" % (load["value"], load["high"])]
     for model in list(dict.fromkeys(f["model"] for f in found)):
         row = costs_row(found, model)
         n = max([f["n"] for f in chapters.of(found, model, "quality") if f["row"] == figures.ALL and
