@@ -32,6 +32,7 @@ LAYERS = [
     ("src/policy/", 3, LIBC_ONLY + ["base/"]),
     ("src/kv/", 3, LIBC_ONLY + ["base/", "backend/backend.h", "policy/policy.h"]),
     ("src/model/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "kv/", "merge/inner.h", "policy/", "memory/store.h", "memory/faiss_index.h"]),
+    ("src/comm/", 3, LIBC_ONLY + ["base/", "backend/backend.h"]),
     ("src/vision/", 4, LIBC_ONLY + ["base/", "backend/backend.h", "backend/cpu/simd_", "model/gguf.h"]),
     ("src/api/", 5, LIBC_ONLY + ["base/", "backend/", "kv/", "merge/", "policy/", "model/", "vision/", "memory/store.h"]),
     ("cuda/", 2, LIBC_ONLY + ["base/", "backend/backend.h", "backend/backend_load.h"]),
@@ -40,7 +41,7 @@ LAYERS = [
     ("examples/", 6, LIBC_ONLY),
     ("plugins/", 6, LIBC_ONLY),
     ("bench/", 6, LIBC_ONLY + ["base/", "backend/", "cuda/", "merge/", "memory/faiss_c.h"]),
-    ("tests/", 7, ["kvfold/", "base/", "backend/", "cuda/", "kv/", "policy/", "merge/", "model/", "vision/", "api/", "memory/", "tests/", "tools/"]),
+    ("tests/", 7, ["kvfold/", "base/", "backend/", "cuda/", "kv/", "policy/", "merge/", "model/", "vision/", "api/", "comm/", "memory/", "tests/", "tools/"]),
 ]
 
 BANNED = {

@@ -7,7 +7,7 @@
 #   --fetch   and pip, through which scripts/fetch_model.py gets the known models
 #   --docs    and the documents that the quickstart reads (debian-policy)
 #   --tests   and Criterion
-#   --all     and everything above, clang with its sanitizers, and llvm's symbolizer
+#   --all     and everything above, clang with its sanitizers, llvm's symbolizer, and MPI
 #
 # Only missing packages are installed: when nothing is missing there is no network access and no
 # sudo. On a system without apt the packages to install are named; the exit status is then 1 if
@@ -20,7 +20,7 @@ build="gcc g++ cmake ninja-build pkg-config libpcre2-dev liblmdb-dev libfaiss-de
 fetch="python3-pip"
 docs="debian-policy"
 tests="libcriterion-dev"
-all="clang libclang-rt-dev llvm"
+all="clang libclang-rt-dev llvm libopenmpi-dev openmpi-bin"
 
 wanted=$build
 with_tests=0
