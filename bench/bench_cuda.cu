@@ -17,7 +17,7 @@
 
 #include "cuda/cuda_int.h"
 
-extern "C" const kvf_backend_module *kvf_backend_module_1(void);
+extern "C" const kvf_backend_module *kvf_backend_module_2(void);
 
 namespace {
 
@@ -326,7 +326,7 @@ int main(int argc, char **argv)
         else return fprintf(stderr, "usage: bench_cuda [--json FILE] [--quick]\n"), 2;
     }
     char text[256];
-    const kvf_backend_module *m = kvf_backend_module_1();
+    const kvf_backend_module *m = kvf_backend_module_2();
     if (m->probe(text, sizeof text) < 1) return fprintf(stderr, "bench_cuda: %s\n", text), 77;
     printf("%s\n", text);
     kvf_device_params p = {};

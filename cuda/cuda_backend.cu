@@ -88,8 +88,8 @@ static int64_t op_batch_hint(kvf_backend *) { return 1024; }
 static void op_kernels(kvf_backend *b, char *out, size_t cap)
 {
     kvf_cuda_backend *c = self(b);
-    const char *const what[] = { "mm", "mv", "attn", "attn_decode", "score" };
-    const char *const ran[] = { c->ran_mm, c->ran_mv, c->ran_attn, c->ran_attn_decode, c->ran_score };
+    const char *const what[] = { "mm", "mv", "attn", "attn_decode", "score", "step" };
+    const char *const ran[] = { c->ran_mm, c->ran_mv, c->ran_attn, c->ran_attn_decode, c->ran_score, c->ran_step };
     size_t at = 0;
     out[0] = 0;
     for (size_t i = 0; i < sizeof ran / sizeof *ran; i++) {
@@ -149,6 +149,8 @@ static kvf_backend_ops make_table()
     t.batch_hint = op_batch_hint;
     t.kernels = op_kernels;
     t.describe = op_describe;
+    t.step_begin = kvf_cuda_step_begin;
+    t.step_end = kvf_cuda_step_end;
     return t;
 }
 
@@ -230,11 +232,13 @@ static void memory_in_use(kvf_backend *b, uint64_t *used, uint64_t *total)
     *total = self(b)->arena.total();
 }
 
-static const kvf_backend_module cuda_module = { KVF_BACKEND_ABI, "cuda", probe, open_device, kvf_cuda_step_begin, kvf_cuda_step_end,
-                                                &kvf_cuda_device_ops, memory_in_use };
+static void *stream_of(kvf_backend *b) { return self(b)->stream; }
+
+static const kvf_backend_module cuda_module = { KVF_BACKEND_ABI, "cuda", probe, open_device, &kvf_cuda_device_ops,
+                                                memory_in_use, stream_of };
 
 #ifdef __CUDACC__
-extern "C" KVF_API const kvf_backend_module *kvf_backend_module_1(void) { return &cuda_module; }
+extern "C" KVF_API const kvf_backend_module *kvf_backend_module_2(void) { return &cuda_module; }
 #else
 extern "C" const kvf_backend_module *kvf_cuda_emu_module(void) { return &cuda_module; }
 #endif

@@ -68,7 +68,7 @@ struct kvf_cuda_backend {
     kvf_cuda_lt *lt;
     bool lt_tried;
 
-    const char *ran_mm, *ran_mv, *ran_attn, *ran_attn_decode, *ran_score;
+    const char *ran_mm, *ran_mv, *ran_attn, *ran_attn_decode, *ran_score, *ran_step;
 };
 
 static inline kvf_cuda_backend *kvf_cuda_self(kvf_backend *b) { return reinterpret_cast<kvf_cuda_backend *>(b); }

@@ -203,6 +203,7 @@ kvf_status kvf_cuda_flush(kvf_cuda_backend *c, kvf_error *err)
     if (e == cudaSuccess && bytes > 0)
         e = cudaMemcpyAsync(c->ring_dev + c->record_from, c->ring + c->record_from, bytes, cudaMemcpyHostToDevice, c->stream);
     if (e == cudaSuccess) e = launch_graph(c, graph);
+    c->ran_step = "graph";
     if (graph) cudaGraphDestroy(graph);
     return e == cudaSuccess ? KVF_OK : kvf_cuda_fail(c, e, "running a recorded step", err);
 }

@@ -289,6 +289,12 @@ typedef struct kvf_backend_ops {
     /* What has run so far, "mm=amx_bf16 mv=avx512_q8 attn=amx_bf16": written to out, cut to cap. */
     void (*kernels)(kvf_backend *b, char *out, size_t cap);
     void (*describe)(kvf_backend *b, char *out, size_t cap); /* the device in a word: "avx512" */
+
+    /* (optional, both or none) Around a step of decoding: what is launched between is recorded and runs as one
+     * graph at step_end, or earlier where an op has to hand numbers to the host. A failed op between them does
+     * not spare step_end. */
+    kvf_status (*step_begin)(kvf_backend *b, kvf_error *err);
+    kvf_status (*step_end)(kvf_backend *b, kvf_error *err);
 } kvf_backend_ops;
 
 struct kvf_backend {

@@ -61,17 +61,14 @@ typedef struct kvf_backend_module {
     /* Devices there are; 0 with the reason in one line at `out` (cut to cap), else their names. */
     int32_t (*probe)(char *out, size_t cap);
     kvf_status (*open)(kvf_backend **out, const kvf_device_params *p, kvf_error *err);
-    /* Around a step of decoding: what is launched between is recorded and runs as one graph at step_end, or
-     * earlier where an op has to hand numbers to the host. Both may be left out. A failed op between them
-     * does not spare step_end. */
-    kvf_status (*step_begin)(kvf_backend *b, kvf_error *err);
-    kvf_status (*step_end)(kvf_backend *b, kvf_error *err);
     const kvf_device_ops *device;
     /* Bytes of the backend's memory in use and in all. */
     void (*memory)(kvf_backend *b, uint64_t *used, uint64_t *total);
+    /* The stream that all ops go to, a cudaStream_t: for a communicator (comm/comm.h). */
+    void *(*stream)(kvf_backend *b);
 } kvf_backend_module;
 
-#define KVF_BACKEND_MODULE_ENTRY "kvf_backend_module_1"
+#define KVF_BACKEND_MODULE_ENTRY "kvf_backend_module_2"
 typedef const kvf_backend_module *(*kvf_backend_module_fn)(void);
 
 /* Load the module `name` ("cuda": libkvfold_cuda.so) from `folder`, or with NULL from beside the object that

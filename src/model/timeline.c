@@ -231,11 +231,22 @@ void kvf_timeline_cut(kvf_session *s, int64_t n)
 }
 
 /* Compute one chunk, alone on the backend. */
+/* A step of decoding is one graph where the backend records steps. */
+static kvf_status run_chunk(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
+{
+    kvf_backend *be = s->m->backend;
+    bool step = c->n_tok == 1 && be->ops->step_begin;
+    if (step) KVF_TRY(be->ops->step_begin(be, err));
+    kvf_status rc = kvf_forward_run(s->forward, s->kv, s->policy, c, err);
+    if (rc >= 0 && logits) rc = kvf_forward_logits(s->forward, 0, 1, logits, err);
+    kvf_status end = step ? be->ops->step_end(be, rc < 0 ? NULL : err) : KVF_OK;
+    return rc < 0 ? rc : end;
+}
+
 kvf_status kvf_timeline_run(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
 {
     kvf_turn_take(&s->m->backend->run);
-    kvf_status rc = kvf_forward_run(s->forward, s->kv, s->policy, c, err);
-    if (rc >= 0 && logits) rc = kvf_forward_logits(s->forward, 0, 1, logits, err);
+    kvf_status rc = run_chunk(s, c, logits, err);
     kvf_turn_give(&s->m->backend->run);
     if (rc >= 0) s->n_run += c->n_tok;
     if (rc < 0 && s->policy->ops->forget) s->policy->ops->forget(s->policy, kvf_kv_len(s->kv));

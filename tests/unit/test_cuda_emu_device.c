@@ -249,16 +249,16 @@ Test(cuda_device, a_recorded_step_computes_what_its_ops_do)
         s.lse = dev_poison(&r, HEADS);
         s.table = dev_poison(&r, D);
         for (int i = 0; i < STEPS; i++) {
-            if (how) OK(r.module->step_begin(r.dev, &err));
+            if (how) OK(r.dev->ops->step_begin(r.dev, &err));
             step(&r, &s, 600 + i * 3);
             if (how == 2) drop(dev_get(&r, s.lse, HEADS * sizeof(float)));
             if (how == 2) step(&r, &s, 601 + i * 3);
-            if (how) OK(r.module->step_end(r.dev, &err));
+            if (how) OK(r.dev->ops->step_end(r.dev, &err));
             if (how == 0) step(&r, &s, 601 + i * 3);
             if (how == 1) {
-                OK(r.module->step_begin(r.dev, &err));
+                OK(r.dev->ops->step_begin(r.dev, &err));
                 step(&r, &s, 601 + i * 3);
-                OK(r.module->step_end(r.dev, &err));
+                OK(r.dev->ops->step_end(r.dev, &err));
             }
             float *o = dev_get(&r, s.o, HEADS * D * sizeof *o);
             if (how == 0)

@@ -77,13 +77,13 @@ enum { EVERY = 1, POSITIONS = MAX_POS };
 #endif
 
 typedef struct run_how {
-    bool f32, graph;
+    bool f32, launch; /* launch: no recorded steps */
     int first;
     int64_t step;
     double max, mean;
 } run_how;
 
-static void run_model(const kvf_backend_module *module, kvf_ctx *ctx, const char *name, const run_how *how)
+static void run_model(kvf_ctx *ctx, const char *name, const run_how *how)
 {
     static expected e;
     char path[512];
@@ -101,9 +101,7 @@ static void run_model(const kvf_backend_module *module, kvf_ctx *ctx, const char
     for (int64_t i = 0; i < e.n_pos; i++) {
         while (at <= e.pos[i]) {
             int64_t n = e.pos[i] + 1 - at < how->step ? e.pos[i] + 1 - at : how->step;
-            if (how->graph) OK(module->step_begin(ctx->backend, &err));
             OK(kvf_session_append(s, e.token + at, n, &err));
-            if (how->graph) OK(module->step_end(ctx->backend, &err));
             at += n;
         }
         float *logits;
@@ -129,18 +127,24 @@ static void run_all(run_how how)
         cr_skip_test("%s", err.msg);
     }
     kvf_ctx *ctx = open_ctx(module, how.f32);
-    for (int i = EVERY > 1 ? how.first : 0; i < N_MODELS; i += EVERY) run_model(module, ctx, models[i], &how);
+    kvf_backend_ops launches = *ctx->backend->ops;
+    if (how.launch) {
+        launches.step_begin = NULL;
+        launches.step_end = NULL;
+        ctx->backend->ops = &launches;
+    }
+    for (int i = EVERY > 1 ? how.first : 0; i < N_MODELS; i += EVERY) run_model(ctx, models[i], &how);
     kvf_ctx_close(ctx);
 }
 
 Test(cuda_model, f32_decode_gives_the_expected_logits)
 {
-    run_all((run_how){ .f32 = true, .first = 2, .step = 1, .max = 1e-3, .mean = 1e-3 });
+    run_all((run_how){ .f32 = true, .launch = true, .first = 2, .step = 1, .max = 1e-3, .mean = 1e-3 });
 }
 
 Test(cuda_model, recorded_steps_give_the_expected_logits)
 {
-    run_all((run_how){ .f32 = true, .graph = true, .step = 1, .max = 1e-3, .mean = 1e-3 });
+    run_all((run_how){ .f32 = true, .step = 1, .max = 1e-3, .mean = 1e-3 });
 }
 
 Test(cuda_model, f32_prefill_gives_the_expected_logits)
@@ -152,4 +156,63 @@ Test(cuda_model, prefill_and_decode_stay_near_the_expected_logits)
 {
     run_all((run_how){ .first = 1, .step = MAX_TOKENS, .max = 0.15, .mean = 0.02 });
     run_all((run_how){ .first = 3, .step = 3, .max = 0.15, .mean = 0.02 });
+}
+
+/* ---- Recorded steps --------------------------------------------------------------------------------- */
+
+enum { PROMPT = 8, STEPS = 3 };
+
+/* Logits after each of STEPS tokens, one at a time, behind a prompt; *kernels: what ran. */
+static float *decode(kvf_ctx *ctx, const char *name, const char *policy, int64_t *n_vocab, char *kernels, size_t cap)
+{
+    static expected e;
+    char path[512];
+    kvf_model *m;
+    kvf_session *s;
+    kvf_session_params p;
+    read_expected(&e, name);
+    snprintf(path, sizeof path, "%s/tiny/%s.gguf", KVF_TEST_DATA, name);
+    OK(kvf_model_open(&m, ctx, path, &err));
+    kvf_session_params_init(&p);
+    p.policy = policy;
+    OK(kvf_session_open(&s, m, &p, &err));
+    *n_vocab = e.n_vocab;
+    float *all = room((size_t)(STEPS * e.n_vocab) * sizeof *all), *logits;
+    OK(kvf_session_append(s, e.token, PROMPT, &err));
+    for (int i = 0; i < STEPS; i++) {
+        OK(kvf_session_append(s, e.token + PROMPT + i, 1, &err));
+        OK(kvf_session_logits(s, &logits, &err));
+        memcpy(all + i * e.n_vocab, logits, (size_t)e.n_vocab * sizeof *logits);
+    }
+    ctx->backend->ops->kernels(ctx->backend, kernels, cap);
+    kvf_session_close(s);
+    kvf_model_close(m);
+    return all;
+}
+
+Test(cuda_model, recorded_steps_are_bit_for_bit_the_same_as_launches)
+{
+    const kvf_backend_module *module = rig_module();
+    if (!module) cr_skip_test("%s", err.msg);
+    static const char *const policies[] = { "full", "window:sink=4,window=128", "infllm" };
+    for (int i = 0; i < N_MODELS; i += EVERY > 1 ? 3 : 1) {
+        for (int k = 0; k < 3; k++) {
+            float *got[2];
+            int64_t n = 0;
+            char ran[256];
+            for (int launch = 0; launch < 2; launch++) {
+                kvf_ctx *ctx = open_ctx(module, false);
+                kvf_backend_ops launches = *ctx->backend->ops;
+                launches.step_begin = NULL;
+                launches.step_end = NULL;
+                if (launch) ctx->backend->ops = &launches;
+                got[launch] = decode(ctx, models[i], policies[k], &n, ran, sizeof ran);
+                cr_assert_eq(strstr(ran, "step=graph") != NULL, !launch, "%s", ran);
+                kvf_ctx_close(ctx);
+            }
+            cr_assert_eq(memcmp(got[0], got[1], (size_t)(STEPS * n) * sizeof(float)), 0, "%s, policy %s", models[i], policies[k]);
+            drop(got[0]);
+            drop(got[1]);
+        }
+    }
 }
