@@ -251,6 +251,7 @@ typedef struct kvf_backend kvf_backend;
 typedef struct kvf_backend_ops {
     uint32_t abi;     /* KVF_BACKEND_ABI */
     const char *name; /* "cpu" */
+    bool host_memory; /* what alloc gives the host may read and write itself */
 
     void (*close)(kvf_backend *b);
 

@@ -410,7 +410,7 @@ kvf_status kvf_kv_set_tier(kvf_kv *kv, kvf_tier *tier, kvf_error *err)
     return KVF_OK;
 }
 
-kvf_status kvf_kv_export(kvf_kv *kv, int64_t group, const void **slots, void *digests, kvf_error *err)
+kvf_status kvf_kv_export(kvf_kv *kv, int64_t group, const void **slots, void *staging, void *digests, kvf_error *err)
 {
     int64_t first = group * KVF_GROUP_BLOCKS, end = first + KVF_GROUP_BLOCKS, at = 0;
     if (end > kvf_blocks_for(kv->n_key)) end = kvf_blocks_for(kv->n_key);
@@ -421,6 +421,10 @@ kvf_status kvf_kv_export(kvf_kv *kv, int64_t group, const void **slots, void *di
             if (slot == NO_SLOT)
                 return kvf_fail(err, KVF_ERR_INTERNAL, "block %lld is not in memory", (long long)b);
             slots[at] = kvf_kv_slot(view, slot);
+            if (!staging) continue;
+            char *copy = (char *)staging + (size_t)at * view->slot_bytes;
+            KVF_TRY(kv->backend->ops->download(kv->backend, copy, slots[at], view->slot_bytes, err));
+            slots[at] = copy;
         }
     }
     return kvf_far_digest_export(kv, first, end, digests, err);

@@ -151,8 +151,9 @@ size_t kvf_kv_digest_bytes(const kvf_kv *kv);
 
 /* A whole group (tier.h) or the sequence's end, for a tier: slots [n_layer][blocks] and digests
  * [n_layer][blocks][digest_bytes], copied into `digests` (blocks = ceil(n_tok / KVF_BLOCK), n_tok as
- * many as there are). The slots stay as they are until the tier holds them. */
-kvf_status kvf_kv_export(kvf_kv *kv, int64_t group, const void **slots, void *digests, kvf_error *err);
+ * many as there are). The slots stay as they are until the tier holds them. staging: host memory for the
+ * slots of a whole group, to which those of a device are copied; NULL where the host reads them itself. */
+kvf_status kvf_kv_export(kvf_kv *kv, int64_t group, const void **slots, void *staging, void *digests, kvf_error *err);
 
 /* What a tier cannot rebuild (representatives and their scores): *n bytes, 0 for most policies. */
 size_t kvf_kv_tail_bytes(const kvf_kv *kv);

@@ -78,6 +78,7 @@ typedef struct kvf_far {
     kvf_tier *tier;
     int64_t n_tier;  /* leading tokens that the tier holds just as they are here */
     uint64_t epoch;  /* of tier_row */
+    void *landing;   /* host, a slot's bytes: between the tier and a device; NULL until the first */
 
     /* Blocks in the pool that could be fetched again, least recently used first. */
     int32_t *older, *newer; /* [cap_lru] by slot */

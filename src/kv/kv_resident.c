@@ -91,7 +91,7 @@ void kvf_far_close(kvf_kv *kv)
     release_backend(kv, f->lse);
     release_backend(kv, f->lse2);
     void *own[] = { f->layer_window, f->turned, f->older, f->newer, f->owner, f->tick, f->list.slots,
-                    f->list.valid, f->list.blocks, f->use, f->vote };
+                    f->list.valid, f->list.blocks, f->use, f->vote, f->landing };
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) kvf_free(mem, own[i]);
     kvf_free(mem, f);
     kv->far = NULL;
@@ -211,6 +211,18 @@ static bool clean(const kvf_far *f, int64_t block)
     return f->tier && block < kvf_blocks_for(f->n_tier);
 }
 
+/* A device's slot is written by a copy of its own, which goes on while the next block is read. */
+static kvf_status read_tier(kvf_kv *kv, int32_t layer, int64_t block, void *slot, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    kvf_backend *be = kv->backend;
+    if (be->ops->host_memory) return f->tier->ops->read(f->tier, layer, block, slot, err);
+    size_t bytes = kvf_pool_slot_bytes(kv->pool);
+    if (!f->landing) KVF_TRY(kvf_mem_get(be->mem, &f->landing, bytes, 1, err));
+    KVF_TRY(f->tier->ops->read(f->tier, layer, block, f->landing, err));
+    return be->ops->upload(be, slot, f->landing, bytes, err);
+}
+
 kvf_status kvf_far_fetch(kvf_kv *kv, int32_t layer, int64_t block, bool *missed, kvf_error *err)
 {
     kvf_far *f = kv->far;
@@ -222,7 +234,7 @@ kvf_status kvf_far_fetch(kvf_kv *kv, int32_t layer, int64_t block, bool *missed,
         int32_t fresh;
         KVF_TRY(kvf_far_take(kv, &fresh, err));
         void *dst = kvf_kv_slot(kvf_pool_view(kv->pool), fresh);
-        kvf_status rc = f->tier->ops->read(f->tier, layer, block, dst, err);
+        kvf_status rc = read_tier(kv, layer, block, dst, err);
         if (rc < 0) {
             kvf_pool_unref(kv->pool, fresh);
             return rc;

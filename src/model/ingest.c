@@ -14,9 +14,6 @@
 kvf_status kvf_timeline_shape(const kvf_session *s, kvf_store_shape *out, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
-    if (strcmp(s->m->backend->ops->name, "cpu") != 0)
-        return kvf_fail(err, KVF_ERR_UNSUPPORTED, "a store is written from the CPU's memory, and this context computes on %s; "
-                                                  "open it with device cpu", s->m->backend->ops->name);
     if (s->lazy)
         return kvf_fail(err, KVF_ERR_STATE, "the policy prunes tokens between layers, and which ones hangs on the question, so "
                                             "nothing can be stored; open the session with policy infllm alone");
@@ -112,6 +109,7 @@ typedef struct reading {
     int64_t n_put;           /* groups handed over, counted from the document's start */
     int64_t n_done;          /* groups the writer no longer reads */
     void *slots[IN_FLIGHT], *digests[IN_FLIGHT], *rows[IN_FLIGHT]; /* rows: where each block's digests lie */
+    void *staging[IN_FLIGHT]; /* slots of a device, on the host */
 } reading;
 
 /* What the writer has committed may leave the pool. */
@@ -129,6 +127,8 @@ static kvf_status get_buffers(reading *r, kvf_error *err)
     size_t blocks = (size_t)hp->n_layer * KVF_GROUP_BLOCKS, row = kvf_kv_digest_bytes(r->s->kv);
     for (int i = 0; i < IN_FLIGHT; i++) {
         KVF_TRY(kvf_mem_get(r->s->mem, &r->slots[i], blocks, sizeof(void *), err));
+        if (!r->s->m->backend->ops->host_memory)
+            KVF_TRY(kvf_mem_get(r->s->mem, &r->staging[i], blocks, kvf_pool_slot_bytes(r->s->pool), err));
         if (row > 0) KVF_TRY(kvf_mem_get(r->s->mem, &r->digests[i], blocks, row, err));
         if (row > 0) KVF_TRY(kvf_mem_get(r->s->mem, &r->rows[i], blocks, sizeof(void *), err));
     }
@@ -145,7 +145,7 @@ static kvf_status put_groups(reading *r, kvf_error *err)
         if (n > KVF_GROUP_TOKENS) n = KVF_GROUP_TOKENS;
         if (r->n_put - r->n_done >= IN_FLIGHT) KVF_TRY(follow(r, true, err));
         int i = (int)(r->n_put % IN_FLIGHT);
-        KVF_TRY(kvf_kv_export(r->s->kv, r->n_put, r->slots[i], r->digests[i], err));
+        KVF_TRY(kvf_kv_export(r->s->kv, r->n_put, r->slots[i], r->staging[i], r->digests[i], err));
         size_t row = kvf_kv_digest_bytes(r->s->kv), n_row = (size_t)(r->s->m->hp.n_layer * ((n + KVF_BLOCK - 1) / KVF_BLOCK));
         const void **rows = r->rows[i];
         for (size_t k = 0; rows && k < n_row; k++) rows[k] = (const char *)r->digests[i] + k * row;
@@ -251,6 +251,7 @@ kvf_status kvf_timeline_ingest(kvf_session *s, kvf_store *st, const kvf_ingest *
     kvf_writer_close(r.writer);
     for (int i = 0; i < IN_FLIGHT; i++) {
         kvf_free(s->mem, r.slots[i]);
+        kvf_free(s->mem, r.staging[i]);
         kvf_free(s->mem, r.digests[i]);
         kvf_free(s->mem, r.rows[i]);
     }

@@ -365,7 +365,7 @@ static void save(ram_tier *r, kvf_kv *kv, kvf_pool *pool)
         const void *slots[LAYERS * KVF_GROUP_BLOCKS];
         int64_t first = g * KVF_GROUP_BLOCKS, blocks = n - first < KVF_GROUP_BLOCKS ? n - first : KVF_GROUP_BLOCKS;
         uint8_t *digests = malloc((size_t)(LAYERS * blocks) * r->t.digest_bytes + 1);
-        cr_assert_eq(kvf_kv_export(kv, g, slots, digests, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(kvf_kv_export(kv, g, slots, NULL, digests, &err), KVF_OK, "%s", err.msg);
         for (int32_t l = 0; l < LAYERS; l++)
             for (int64_t b = 0; b < blocks; b++) {
                 memcpy(r->slots + (size_t)(l * n + first + b) * r->slot_bytes, slots[l * blocks + b], r->slot_bytes);
