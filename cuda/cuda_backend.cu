@@ -109,6 +109,7 @@ static void op_close(kvf_backend *b)
         kvf_cuda_flush(c, nullptr);
         cudaStreamSynchronize(c->stream);
     }
+    if (c->copy_stream) cudaStreamSynchronize(c->copy_stream);
     if (c->lt) kvf_cuda_lt_close(c, c->lt);
     kvf_cuda_memory_close(c);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -149,6 +150,10 @@ static kvf_backend_ops make_table()
     t.batch_hint = op_batch_hint;
     t.kernels = op_kernels;
     t.describe = op_describe;
+    t.host_alloc = kvf_cuda_op_host_alloc;
+    t.host_release = kvf_cuda_op_host_release;
+    t.fetch = kvf_cuda_op_fetch;
+    t.fetch_wait = kvf_cuda_op_fetch_wait;
     t.step_begin = kvf_cuda_step_begin;
     t.step_end = kvf_cuda_step_end;
     return t;

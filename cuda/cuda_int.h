@@ -49,6 +49,8 @@ struct kvf_cuda_backend {
     bool f32;
     bool lost; /* a kernel or copy failed: nothing on the device can be trusted */
     cudaStream_t stream;
+    cudaStream_t copy_stream;        /* copies beside the ops */
+    cudaEvent_t ops_done, copied;
 
     char *memory;
     kvf_cuda_arena arena;
@@ -105,6 +107,10 @@ kvf_status kvf_cuda_download(kvf_cuda_backend *c, void *dst, const void *src, si
 
 kvf_status kvf_cuda_flush(kvf_cuda_backend *c, kvf_error *err); /* run what was recorded */
 kvf_status kvf_cuda_wait(kvf_cuda_backend *c, kvf_error *err);  /* flush, then all is done */
+kvf_status kvf_cuda_op_host_alloc(kvf_backend *b, void **out, size_t bytes, kvf_error *err);
+void kvf_cuda_op_host_release(kvf_backend *b, void *ptr);
+kvf_status kvf_cuda_op_fetch(kvf_backend *b, void *dst, const void *src, size_t bytes, kvf_error *err);
+kvf_status kvf_cuda_op_fetch_wait(kvf_backend *b, kvf_error *err);
 kvf_status kvf_cuda_step_begin(kvf_backend *b, kvf_error *err);
 kvf_status kvf_cuda_step_end(kvf_backend *b, kvf_error *err);
 

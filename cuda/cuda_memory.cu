@@ -100,6 +100,9 @@ kvf_status kvf_cuda_memory_open(kvf_cuda_backend *c, uint64_t bytes, kvf_error *
         c->bounce = static_cast<char *>(p);
     }
     for (int i = 0; i < 2 && e == cudaSuccess; i++) e = cudaEventCreateWithFlags(&c->bounce_free[i], cudaEventDisableTiming);
+    if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->ops_done, cudaEventDisableTiming);
+    if (e == cudaSuccess) e = cudaEventCreateWithFlags(&c->copied, cudaEventDisableTiming);
+    if (e == cudaSuccess) e = cudaStreamCreateWithPriority(&c->copy_stream, cudaStreamNonBlocking, 0);
     if (e != cudaSuccess) return kvf_cuda_fail(c, e, "taking pinned memory", err);
     KVF_TRY(kvf_cuda_take(c, &p, RING_BYTES, err));
     c->ring_dev = static_cast<char *>(p);
@@ -112,6 +115,9 @@ void kvf_cuda_memory_close(kvf_cuda_backend *c)
     if (c->exec) cudaGraphExecDestroy(c->exec);
     for (cudaEvent_t &e : c->bounce_free)
         if (e) cudaEventDestroy(e);
+    if (c->copy_stream) cudaStreamDestroy(c->copy_stream);
+    if (c->ops_done) cudaEventDestroy(c->ops_done);
+    if (c->copied) cudaEventDestroy(c->copied);
     if (c->bounce) cudaFreeHost(c->bounce);
     if (c->ring) cudaFreeHost(c->ring);
     if (c->memory) {
@@ -215,6 +221,7 @@ kvf_status kvf_cuda_wait(kvf_cuda_backend *c, kvf_error *err)
     KVF_TRY(kvf_cuda_flush(c, err));
     if (c->lost) return kvf_cuda_check(c, "waiting", err);
     cudaError_t e = cudaStreamSynchronize(c->stream);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->copy_stream);
     return e == cudaSuccess ? KVF_OK : kvf_cuda_fail(c, e, "a kernel", err);
 }
 
@@ -280,4 +287,44 @@ kvf_status kvf_cuda_download(kvf_cuda_backend *c, void *dst, const void *src, si
         memcpy(static_cast<char *>(dst) + at, half, n);
     }
     return KVF_OK;
+}
+
+/* ---- Copies beside the ops ---------------------------------------------------------------------------------- */
+
+kvf_status kvf_cuda_op_host_alloc(kvf_backend *b, void **out, size_t bytes, kvf_error *err)
+{
+    cudaError_t e = cudaHostAlloc(out, bytes, cudaHostAllocDefault);
+    if (e == cudaSuccess) return KVF_OK;
+    *out = nullptr;
+    cudaGetLastError(); /* a refusal leaves no damage */
+    return e == cudaErrorMemoryAllocation
+               ? kvf_fail(err, KVF_ERR_NOMEM, "out of pinned host memory: %zu bytes refused; lower kv_bytes", bytes)
+               : kvf_cuda_fail(kvf_cuda_self(b), e, "taking pinned memory", err);
+}
+
+void kvf_cuda_op_host_release(kvf_backend *, void *ptr)
+{
+    if (ptr) cudaFreeHost(ptr);
+}
+
+/* Both end a recording: a graph must not wait for what is not in it. */
+kvf_status kvf_cuda_op_fetch(kvf_backend *b, void *dst, const void *src, size_t bytes, kvf_error *err)
+{
+    kvf_cuda_backend *c = kvf_cuda_self(b);
+    KVF_TRY(kvf_cuda_flush(c, err));
+    KVF_TRY(kvf_cuda_check(c, "a copy to the device", err));
+    cudaError_t e = cudaEventRecord(c->ops_done, c->stream);
+    if (e == cudaSuccess) e = cudaStreamWaitEvent(c->copy_stream, c->ops_done, 0);
+    if (e == cudaSuccess) e = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->copy_stream);
+    return e == cudaSuccess ? KVF_OK : kvf_cuda_fail(c, e, "a copy to the device", err);
+}
+
+kvf_status kvf_cuda_op_fetch_wait(kvf_backend *b, kvf_error *err)
+{
+    kvf_cuda_backend *c = kvf_cuda_self(b);
+    KVF_TRY(kvf_cuda_flush(c, err));
+    KVF_TRY(kvf_cuda_check(c, "waiting for copies", err));
+    cudaError_t e = cudaEventRecord(c->copied, c->copy_stream);
+    if (e == cudaSuccess) e = cudaStreamWaitEvent(c->stream, c->copied, 0);
+    return e == cudaSuccess ? KVF_OK : kvf_cuda_fail(c, e, "waiting for copies", err);
 }

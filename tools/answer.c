@@ -229,6 +229,9 @@ cJSON *answer_json(const answer *a, const engine *e)
     json_real(s, "lookup_ms", a->stats.lookup_ms);
     json_int(s, "n_block_reads", a->stats.n_block_reads);
     json_int(s, "n_block_misses", a->stats.n_block_misses);
+    json_int(s, "n_blocks_ahead", a->stats.n_blocks_ahead);
+    json_int(s, "n_blocks_early", a->stats.n_blocks_early);
+    json_int(s, "n_blocks_host", a->stats.n_blocks_host);
     json_int(s, "index_bytes", (int64_t)a->stats.index_bytes);
     json_real(s, "read_share", a->read_share);
     json_int(s, "n_revived_tokens", a->stats.n_revived_tokens);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -25,6 +26,24 @@ struct emu_graph {
 };
 struct emu_stream {
     emu_graph *capture = nullptr;
+    bool late = false; /* runs at a wait */
+    std::deque<std::function<void()>> queue; /* of a late one */
+    uint64_t n_submitted = 0;
+
+    /* Run all work up to the n-th that was ever submitted. */
+    void catch_up(uint64_t n)
+    {
+        while (!queue.empty() && n_submitted - queue.size() < n) {
+            std::function<void()> work = std::move(queue.front());
+            queue.pop_front();
+            work();
+        }
+    }
+};
+
+struct emu_event {
+    emu_stream *stream = nullptr;
+    uint64_t upto = 0;
 };
 
 namespace {
@@ -38,7 +57,10 @@ bool refuse()
 
 void submit(cudaStream_t s, std::function<void()> work)
 {
-    if (s && s->capture)
+    if (s && s->late) {
+        s->queue.push_back(std::move(work));
+        s->n_submitted++;
+    } else if (s && s->capture)
         s->capture->nodes.push_back(std::move(work));
     else
         work();
@@ -174,22 +196,57 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
     return cudaSuccess;
 }
 
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned, int)
+{
+    *s = new emu_stream;
+    (*s)->late = true;
+    return cudaSuccess;
+}
+
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
+    s->catch_up(s->n_submitted);
     delete s;
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t s) { return s && s->capture ? cudaErrorStreamCaptureInvalidated : state(); }
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
+{
+    if (s) s->catch_up(s->n_submitted);
+    return s && s->capture ? cudaErrorStreamCaptureInvalidated : state();
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
 {
-    *e = 0;
+    *e = new emu_event;
     return cudaSuccess;
 }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return state(); }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return state(); }
+
+cudaError_t cudaEventDestroy(cudaEvent_t e)
+{
+    delete e;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
+{
+    e->stream = s;
+    e->upto = s->n_submitted;
+    return state();
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t e)
+{
+    if (e->stream) e->stream->catch_up(e->upto);
+    return state();
+}
+
+/* A late stream takes the wait into its queue: the others are never behind it. */
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
+{
+    if (s->capture) return cudaErrorStreamCaptureInvalidated;
+    return s->late ? state() : cudaEventSynchronize(e);
+}
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 {

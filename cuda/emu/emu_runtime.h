@@ -2,7 +2,8 @@
  *
  * Names and meanings are those of cuda_runtime_api.h, so host code compiles against either. Work on a
  * stream runs at once, unless the stream captures: then it is noted down and runs at the graph's launch,
- * with the arguments it had. cudaMalloc is malloc, so ASan sees the ends; free memory of an arena is
+ * with the arguments it had. A stream with a priority puts its work off until something waits for it, so that a
+ * missing wait shows. cudaMalloc is malloc, so ASan sees the ends; free memory of an arena is
  * hidden from ASan with emu_guard. emu_fail_malloc lets the n-th cudaMalloc from now fail, and
  * emu_set_memory says how much a device has.
  *
@@ -30,10 +31,11 @@ enum cudaGraphExecUpdateResult { cudaGraphExecUpdateSuccess = 0, cudaGraphExecUp
 
 struct emu_stream;
 struct emu_graph;
+struct emu_event;
 typedef emu_stream *cudaStream_t;
 typedef emu_graph *cudaGraph_t;
 typedef emu_graph *cudaGraphExec_t;
-typedef int cudaEvent_t;
+typedef emu_event *cudaEvent_t;
 struct cudaGraphExecUpdateResultInfo {
     cudaGraphExecUpdateResult result;
 };
@@ -60,6 +62,9 @@ cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t s);
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t s);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags);
+/* Such a stream does its work as late as it may: at a wait for it. */
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority);
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t s);
 cudaError_t cudaStreamSynchronize(cudaStream_t s);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags);

@@ -395,7 +395,10 @@ typedef struct kvf_stats {
     int64_t n_revived_tokens;  /* of the tokens computed in a stage, those that an earlier step had passed over */
     int64_t n_waiting_tokens;  /* tokens of the timeline that are not through all layers */
     size_t waiting_bytes;      /* their hidden states: in memory and in files */
-    uint64_t reserved[6];
+    int64_t n_blocks_ahead;    /* copied to a device before attention asked for them; */
+    int64_t n_blocks_early;    /* of those, that attention read: as many misses fewer */
+    int64_t n_blocks_host;     /* copied from host memory that held them already, not from the store */
+    uint64_t reserved[3];
 } kvf_stats;
 
 KVF_API void kvf_session_params_init(kvf_session_params *p);

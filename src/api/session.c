@@ -131,6 +131,9 @@ kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *
     all.lookup_ms = c.lookup_ms;
     all.n_block_reads = c.n_far_read;
     all.n_block_misses = c.n_far_miss;
+    all.n_blocks_ahead = c.n_far_ahead;
+    all.n_blocks_early = c.n_far_early;
+    all.n_blocks_host = c.n_far_host;
     all.index_bytes = c.digest_bytes;
     all.n_layer_tokens = all.n_layer_tokens_full = s->n_run * s->m->hp.n_layer;
     if (s->lazy) {

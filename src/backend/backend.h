@@ -291,6 +291,14 @@ typedef struct kvf_backend_ops {
     void (*kernels)(kvf_backend *b, char *out, size_t cap);
     void (*describe)(kvf_backend *b, char *out, size_t cap); /* the device in a word: "avx512" */
 
+    /* (optional, all or none) Copies from host memory that run beside the ops: fetch begins one when all ops so
+     * far are done, src being memory of host_alloc (pinned), unchanged until a sync; ops after fetch_wait
+     * come after all copies so far. */
+    kvf_status (*host_alloc)(kvf_backend *b, void **out, size_t bytes, kvf_error *err);
+    void (*host_release)(kvf_backend *b, void *ptr);
+    kvf_status (*fetch)(kvf_backend *b, void *dst, const void *src, size_t bytes, kvf_error *err);
+    kvf_status (*fetch_wait)(kvf_backend *b, kvf_error *err);
+
     /* (optional, both or none) Around a step of decoding: what is launched between is recorded and runs as one
      * graph at step_end, or earlier where an op has to hand numbers to the host. A failed op between them does
      * not spare step_end. */

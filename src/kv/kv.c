@@ -373,6 +373,7 @@ kvf_status kvf_kv_commit(kvf_kv *kv, int64_t n_tok, kvf_error *err)
 kvf_status kvf_kv_load(kvf_kv *kv, kvf_tier *tier, int64_t n, kvf_error *err)
 {
     kvf_kv_truncate(kv, 0);
+    kvf_stream_forget(kv);
     if (!kv->far || n > tier->n_token)
         return kvf_fail(err, KVF_ERR_INTERNAL, "a tier of %lld tokens cannot give %lld", (long long)tier->n_token,
                         (long long)n);
@@ -400,6 +401,7 @@ kvf_status kvf_kv_set_tier(kvf_kv *kv, kvf_tier *tier, kvf_error *err)
             if (kvf_layer_slots(kv, (int32_t)(i / kv->n_block))[i % kv->n_block] == NO_SLOT)
                 return kvf_fail(err, KVF_ERR_STATE, "blocks of this sequence are only in its store");
         f->n_tier = 0;
+        kvf_stream_forget(kv);
     } else {
         f->n_tier = tier->n_token < kv->n_key ? tier->n_token : kv->n_key;
     }

@@ -78,7 +78,7 @@ static kvf_status list_fetch(kvf_kv *kv, int32_t layer, bool count, kvf_error *e
         if (!whole) list->holes = true;
         list->slots[i] = kvf_layer_slots(kv, layer)[list->blocks[i]];
     }
-    return KVF_OK;
+    return f->tier && kvf_stream_serves(kv) ? kvf_stream_note(kv, layer, list->blocks, list->n, err) : KVF_OK;
 }
 
 static int64_t list_keys(const kvf_kv_list *list)
@@ -427,6 +427,8 @@ kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *er
 {
     kvf_far *f = kv->far;
     f->now++;
+    KVF_TRY(kvf_stream_settle(kv, err));
+    if (a->window == 0) kvf_stream_unnote(kv, a->layer);
     KVF_TRY(kvf_far_rows(kv, a->n_q, err));
     part window = begin_part(kv, a), near = window;
     KVF_TRY(attend_window(&window, err));
@@ -446,5 +448,6 @@ kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *er
     }
     if (f->reps && a->window == 0) KVF_TRY(score_window(&window, err));
     if (a->mass) KVF_TRY(add_mass(&window, &near, err));
-    return kv->track ? note_all(&window, &near, has_near, &l, err) : KVF_OK;
+    if (kv->track) KVF_TRY(note_all(&window, &near, has_near, &l, err));
+    return a->window == 0 ? kvf_stream_ahead(kv, a->layer, err) : KVF_OK;
 }

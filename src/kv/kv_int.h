@@ -45,6 +45,7 @@ typedef struct kvf_sparse {
     float *seen;          /* [n_layer][cap_score] queries whose window the token was in */
     int64_t cap_score;
 } kvf_sparse;
+typedef struct kvf_stream kvf_stream;
 
 /* Everything a memory needs beside the tables of a plain sequence. */
 typedef struct kvf_far {
@@ -78,12 +79,14 @@ typedef struct kvf_far {
     kvf_tier *tier;
     int64_t n_tier;  /* leading tokens that the tier holds just as they are here */
     uint64_t epoch;  /* of tier_row */
+    kvf_stream *stream; /* kv_stream.c; NULL until the first block comes */
     void *landing;   /* host, a slot's bytes: between the tier and a device; NULL until the first */
 
     /* Blocks in the pool that could be fetched again, least recently used first. */
     int32_t *older, *newer; /* [cap_lru] by slot */
     int64_t *owner;         /* [cap_lru] layer * 2^40 + block, -1: not in the list */
     int64_t *tick;          /* [cap_lru] of last use */
+    uint8_t *early;         /* [cap_lru] sent for and not read yet */
     int64_t cap_lru;
     int32_t oldest, newest;
     int64_t now;
@@ -173,6 +176,22 @@ void kvf_far_drop_window(kvf_kv *kv);              /* copies that no later query
 void kvf_far_drop_block(kvf_kv *kv, int64_t block); /* both tables, all layers */
 void kvf_far_release_clean(kvf_kv *kv, int64_t from, int64_t to); /* blocks the tier holds now */
 void kvf_far_lru_remove(kvf_kv *kv, int32_t slot);
+
+/* Blocks that will be asked for: those in the pool stay, the others come, as far as there is room. */
+kvf_status kvf_far_send_for(kvf_kv *kv, int32_t layer, const int64_t *blocks, int64_t n, kvf_error *err);
+
+/* ---- kv_stream.c ---- */
+bool kvf_stream_serves(const kvf_kv *kv); /* the backend copies beside its ops */
+void kvf_stream_close(kvf_kv *kv);
+void kvf_stream_forget(kvf_kv *kv);       /* the tier is another one */
+/* Begin copying a block of the tier to a slot. */
+kvf_status kvf_stream_bring(kvf_kv *kv, int32_t layer, int64_t block, void *slot, kvf_error *err);
+kvf_status kvf_stream_settle(kvf_kv *kv, kvf_error *err); /* ops from now on find what was brought */
+/* The blocks a layer reads in this step; forget those of the step before. */
+kvf_status kvf_stream_note(kvf_kv *kv, int32_t layer, const int64_t *blocks, int64_t n, kvf_error *err);
+void kvf_stream_unnote(kvf_kv *kv, int32_t layer);
+/* Send for what the layer after this one read in the step before. */
+kvf_status kvf_stream_ahead(kvf_kv *kv, int32_t layer, kvf_error *err);
 
 /* ---- kv_digest.c ---- */
 kvf_status kvf_far_digest(kvf_kv *kv, kvf_error *err); /* of blocks that became whole */

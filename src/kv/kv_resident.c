@@ -85,12 +85,13 @@ void kvf_far_close(kvf_kv *kv)
     const kvf_mem *mem = kvf_kv_mem(kv);
     kvf_sparse_close(kv);
     kvf_far_digest_close(kv);
+    kvf_stream_close(kv);
     release_backend(kv, f->cos_sin[0]);
     release_backend(kv, f->cos_sin[1]);
     release_backend(kv, f->o2);
     release_backend(kv, f->lse);
     release_backend(kv, f->lse2);
-    void *own[] = { f->layer_window, f->turned, f->older, f->newer, f->owner, f->tick, f->list.slots,
+    void *own[] = { f->layer_window, f->turned, f->older, f->newer, f->owner, f->tick, f->early, f->list.slots,
                     f->list.valid, f->list.blocks, f->use, f->vote, f->landing };
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) kvf_free(mem, own[i]);
     kvf_free(mem, f);
@@ -129,7 +130,9 @@ static void unlink_slot(kvf_far *f, int32_t slot)
 
 void kvf_far_lru_remove(kvf_kv *kv, int32_t slot)
 {
-    if (in_list(kv->far, slot)) unlink_slot(kv->far, slot);
+    if (!in_list(kv->far, slot)) return;
+    kv->far->early[slot] = 0;
+    unlink_slot(kv->far, slot);
 }
 
 static kvf_status grow_lru(kvf_kv *kv, int64_t n, kvf_error *err)
@@ -137,7 +140,7 @@ static kvf_status grow_lru(kvf_kv *kv, int64_t n, kvf_error *err)
     kvf_far *f = kv->far;
     if (n <= f->cap_lru) return KVF_OK;
     const kvf_mem *mem = kvf_kv_mem(kv);
-    void *older = f->older, *newer = f->newer, *owner = f->owner, *tick = f->tick;
+    void *older = f->older, *newer = f->newer, *owner = f->owner, *tick = f->tick, *early = f->early;
     int64_t cap = f->cap_lru, was = f->cap_lru, want = n < 256 ? 256 : n + n / 2;
     kvf_status rc = kvf_reserve(mem, &older, &cap, want, sizeof(int32_t), err);
     f->older = older;
@@ -150,6 +153,9 @@ static kvf_status grow_lru(kvf_kv *kv, int64_t n, kvf_error *err)
     cap = was;
     if (rc >= 0) rc = kvf_reserve(mem, &tick, &cap, want, sizeof(int64_t), err);
     f->tick = tick;
+    cap = was;
+    if (rc >= 0) rc = kvf_reserve(mem, &early, &cap, want, 1, err);
+    f->early = early;
     if (rc < 0) return rc;
     for (int64_t i = was; i < want; i++) f->owner[i] = -1;
     f->cap_lru = want;
@@ -182,6 +188,7 @@ static bool evict(kvf_kv *kv)
         if (f->tick[slot] == f->now) return false; /* and so are all newer ones */
         if (kvf_pool_refs(kv->pool, slot) > 1) continue;
         int64_t owner = f->owner[slot];
+        f->early[slot] = 0;
         unlink_slot(f, slot);
         kvf_layer_slots(kv, (int32_t)(owner >> 40))[owner & (((int64_t)1 << 40) - 1)] = NO_SLOT;
         kvf_pool_unref(kv->pool, slot);
@@ -193,7 +200,9 @@ static bool evict(kvf_kv *kv)
 kvf_status kvf_far_take(kvf_kv *kv, int32_t *slot, kvf_error *err)
 {
     if (kvf_pool_can_take(kv->pool, 1, NULL) < 0) evict(kv);
-    return kvf_pool_take(kv->pool, slot, err);
+    kvf_status rc = kvf_pool_take(kv->pool, slot, err);
+    /* The device has less than the pool may take: then the pool is as large as it is. */
+    return rc == KVF_ERR_NOMEM && evict(kv) ? kvf_pool_take(kv->pool, slot, err) : rc;
 }
 
 kvf_status kvf_far_can_take(const kvf_kv *kv, int64_t n, kvf_error *err)
@@ -217,6 +226,10 @@ static kvf_status read_tier(kvf_kv *kv, int32_t layer, int64_t block, void *slot
     kvf_far *f = kv->far;
     kvf_backend *be = kv->backend;
     if (be->ops->host_memory) return f->tier->ops->read(f->tier, layer, block, slot, err);
+    if (kvf_stream_serves(kv)) {
+        KVF_TRY(kvf_stream_bring(kv, layer, block, slot, err));
+        return kvf_stream_settle(kv, err);
+    }
     size_t bytes = kvf_pool_slot_bytes(kv->pool);
     if (!f->landing) KVF_TRY(kvf_mem_get(be->mem, &f->landing, bytes, 1, err));
     KVF_TRY(f->tier->ops->read(f->tier, layer, block, f->landing, err));
@@ -228,6 +241,10 @@ kvf_status kvf_far_fetch(kvf_kv *kv, int32_t layer, int64_t block, bool *missed,
     kvf_far *f = kv->far;
     int32_t *slot = &kvf_layer_slots(kv, layer)[block];
     if (missed) *missed = *slot == NO_SLOT;
+    if (missed && in_list(f, *slot) && f->early[*slot]) {
+        f->early[*slot] = 0;
+        kv->count.n_far_early++;
+    }
     if (*slot == NO_SLOT) {
         if (!clean(f, block))
             return kvf_fail(err, KVF_ERR_INTERNAL, "block %lld of layer %d is nowhere", (long long)block, layer);
@@ -244,6 +261,33 @@ kvf_status kvf_far_fetch(kvf_kv *kv, int32_t layer, int64_t block, bool *missed,
     return clean(f, block) ? use_slot(kv, *slot, OWNER(layer, block), err) : KVF_OK;
 }
 
+kvf_status kvf_far_send_for(kvf_kv *kv, int32_t layer, const int64_t *blocks, int64_t n, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    int32_t *slots = kvf_layer_slots(kv, layer);
+    for (int64_t i = 0; i < n; i++)
+        if (blocks[i] < kv->n_block && clean(f, blocks[i]) && slots[blocks[i]] != NO_SLOT)
+            KVF_TRY(use_slot(kv, slots[blocks[i]], OWNER(layer, blocks[i]), err));
+    for (int64_t i = 0; i < n; i++) {
+        int64_t b = blocks[i];
+        int32_t fresh;
+        if (b >= kv->n_block || !clean(f, b) || slots[b] != NO_SLOT) continue;
+        if (kvf_pool_can_take(kv->pool, 1, NULL) < 0 && !evict(kv)) return KVF_OK;
+        if (kvf_far_take(kv, &fresh, NULL) < 0) return KVF_OK; /* whoever needs it will say so */
+        kvf_status rc = kvf_stream_bring(kv, layer, b, kvf_kv_slot(kvf_pool_view(kv->pool), fresh), err);
+        if (rc >= 0) rc = use_slot(kv, fresh, OWNER(layer, b), err);
+        if (rc < 0) {
+            kvf_stream_settle(kv, NULL); /* before another uses the slot */
+            kvf_pool_unref(kv->pool, fresh);
+            return rc;
+        }
+        slots[b] = fresh;
+        f->early[fresh] = 1;
+        kv->count.n_far_ahead++;
+    }
+    return KVF_OK;
+}
+
 void kvf_far_release_clean(kvf_kv *kv, int64_t from, int64_t to)
 {
     for (int64_t b = from; b < to; b++) {
@@ -257,6 +301,7 @@ void kvf_far_release_clean(kvf_kv *kv, int64_t from, int64_t to)
 
 void kvf_far_drop_block(kvf_kv *kv, int64_t block)
 {
+    kvf_stream_settle(kv, NULL); /* whoever gets the slots next writes them after the copies */
     for (int32_t l = 0; l < kv->dims.n_layer; l++) {
         int32_t *raw = &kvf_layer_slots(kv, l)[block], *turned = &kvf_layer_turned(kv, l)[block];
         kvf_far_lru_remove(kv, *raw);
@@ -364,6 +409,7 @@ kvf_status kvf_far_prepare(kvf_kv *kv, int64_t n_tok, kvf_error *err)
         KVF_TRY(kvf_sparse_prepare(kv, n_tok, err));
         return make_angles(kv, 0, f->sparse->pos + kv->n_key, n_tok, err);
     }
+    KVF_TRY(kvf_stream_settle(kv, err));
     KVF_TRY(restore_window(kv, err));
     if (kv->n_key & (KVF_BLOCK - 1)) {
         /* The last block will be written: it must be here, and is no longer what the tier has. */

@@ -112,5 +112,6 @@ void kvf_pool_unref(kvf_pool *pool, int32_t slot)
 int32_t kvf_pool_refs(const kvf_pool *pool, int32_t slot) { return pool->refs[slot]; }
 kvf_backend *kvf_pool_backend(const kvf_pool *pool) { return pool->backend; }
 const kvf_kv_view *kvf_pool_view(const kvf_pool *pool) { return &pool->view; }
+int64_t kvf_pool_max(const kvf_pool *pool) { return pool->max_slots; }
 int64_t kvf_pool_used(const kvf_pool *pool) { return pool->n_used; }
 size_t kvf_pool_slot_bytes(const kvf_pool *pool) { return pool->view.slot_bytes; }

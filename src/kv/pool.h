@@ -35,6 +35,7 @@ kvf_status kvf_pool_can_take(const kvf_pool *pool, int64_t n, kvf_error *err);
 
 kvf_backend *kvf_pool_backend(const kvf_pool *pool);
 const kvf_kv_view *kvf_pool_view(const kvf_pool *pool);
+int64_t kvf_pool_max(const kvf_pool *pool);  /* slots within capacity and budget */
 int64_t kvf_pool_used(const kvf_pool *pool); /* slots */
 size_t kvf_pool_slot_bytes(const kvf_pool *pool);
 
