@@ -209,6 +209,45 @@ Test(comm, many_ranks_on_a_device_attend_as_one)
     }
     rig_close(&r);
 }
+
+/* One rank over what stands for NCCL: buffers of the device, calls on its stream. */
+Test(comm, nccl_carries_the_device_s_memory)
+{
+    rig r;
+    kvf_comm *self, *nccl;
+    rig_open(&r, true);
+    OK(kvf_comm_self_open(&self, 1, &kvf_mem_default, &err));
+    kvf_comm_nccl_params p = { self, r.dev, r.module->stream(r.dev), KVF_FAKE_NCCL };
+    OK(kvf_comm_nccl_open(&nccl, &p, &err));
+    OK(nccl->ops->barrier(nccl, &err));
+    int32_t *x = dev_put(&r, (int32_t[2]){ 5, 6 }, 8), *back;
+    kvf_comm_exchange e = { x, sizeof *x, 0, x + 1, sizeof *x, 0 };
+    OK(nccl->ops->sendrecv(nccl, &e, &err));
+    OK(nccl->ops->bcast(nccl, x, 8, 0, &err));
+    back = dev_get(&r, x, 8);
+    cr_assert(back[0] == 5 && back[1] == 5);
+    cr_assert_eq(nccl->ops->bcast(nccl, x, 8, 1, &err), KVF_ERR_INTERNAL, "NCCL's refusals come back");
+    dev_drop(&r, x);
+    drop(back);
+    for (int i = 4; i < 16; i += 3) {
+        seq_case c = seq_case_of(i);
+        seq_result host, device;
+        OK(seq_result_open(&host, &c, &err));
+        OK(seq_result_open(&device, &c, &err));
+        OK(seq_run(self, r.dev, &c, &host, &err));
+        OK(seq_run(nccl, r.dev, &c, &device, &err));
+        cr_assert(seq_same(&c, &host, &device), "case %d", i);
+        seq_result_close(&host);
+        seq_result_close(&device);
+    }
+    nccl->ops->close(nccl);
+    p.library = "libkvfold_no_such_nccl.so";
+    cr_assert_eq(kvf_comm_nccl_open(&nccl, &p, &err), KVF_ERR_UNSUPPORTED);
+    p.library = "libm.so.6";
+    cr_assert_eq(kvf_comm_nccl_open(&nccl, &p, &err), KVF_ERR_UNSUPPORTED, "a library without its functions");
+    self->ops->close(self);
+    rig_close(&r);
+}
 #endif
 
 Test(comm, digests_are_asked_for_only_where_a_choice_is_made)
