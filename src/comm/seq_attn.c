@@ -150,14 +150,14 @@ static void list_best(call *c)
 {
     kvf_seq *s = c->s;
     int64_t n = c->i1 - c->i0, at = 0, n_top = c->a->n_top;
-    uint8_t *keep = s->keep + c->i0;
+    uint8_t *keep = n > 0 ? s->keep + c->i0 : NULL;
     kvf_top(s->vote, n, n_top, keep);
     for (int64_t i = 0; i < n; i++) {
         if (!keep[i]) continue;
         float x = isnan(s->vote[i]) ? -INFINITY : s->vote[i];
         s->best[at++] = (scored){ x, s->comm->rank, s->comm->rank + (c->i0 + i) * s->comm->size };
     }
-    memset(keep, 0, (size_t)n);
+    if (n > 0) memset(keep, 0, (size_t)n); /* a rank without blocks has no list */
     qsort(s->best, (size_t)at, sizeof *s->best, better);
     for (; at < n_top; at++) s->best[at] = (scored){ -INFINITY, s->comm->rank, INT64_MAX };
 }
