@@ -104,7 +104,7 @@ Test(policy, a_chain_is_its_members_and_a_plus_in_a_value_is_none)
     p->ops->stages(p, &s); /* boundaries of both, in the order of layers */
     cr_assert_eq(s.n, 4);
     cr_assert(s.first[1] == 2 && s.first[2] == 3 && s.first[3] == 5);
-    cr_assert(s.n_row[0] == 8 && s.n_row[1] == 1 && s.n_row[2] == 8);
+    cr_assert(s.score[0].n_row == 8 && s.score[1].n_row == 1 && s.score[2].n_row == 8);
     cr_assert(!s.fold[0] && s.fold[1] && !s.fold[2]);
     cr_assert_str_eq(s.park, "/tmp/a+b");
     kvf_policy_close(p);
