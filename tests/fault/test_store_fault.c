@@ -119,7 +119,7 @@ Test(store_fault, killed_at_any_moment_it_has_whole_groups_and_goes_on, .timeout
     kvf_token *text = rig_text(N, 1, 0);
     uint32_t seed = 12345, whole = 0;
     int n_partial = 0, n_killed = 0;
-    for (int k = -1; k < kills; k++) {
+    for (int k = -1; k < 8 * kills && n_killed < kills; k++) {
         char dir[64];
         rig_folder(dir);
         struct timespec from, to;
@@ -144,6 +144,8 @@ Test(store_fault, killed_at_any_moment_it_has_whole_groups_and_goes_on, .timeout
         if (k < 0) whole = (uint32_t)((to.tv_sec - from.tv_sec) * 1000000 + (to.tv_nsec - from.tv_nsec) / 1000) + 1;
         n_killed += WIFSIGNALED(status);
         cr_assert(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
+        /* On a machine whose load changes: sooner after one that was done before its moment, else later again. */
+        if (k >= 0) whole = WIFSIGNALED(status) ? whole + whole / 16 : whole - whole / 8;
         kvf_store *st = rig_open(dir, KVF_STORE_CREATE);
         rig_clean(st);
         kvf_document d;
@@ -160,7 +162,7 @@ Test(store_fault, killed_at_any_moment_it_has_whole_groups_and_goes_on, .timeout
         rig_remove(dir);
     }
     printf("%d killed, %d in the middle of a document\n", n_killed, n_partial);
-    cr_assert(n_killed > kills / 4 && n_partial > 0);
+    cr_assert(n_killed == kills && n_partial > kills / 8, "%d killed, %d in the middle", n_killed, n_partial);
     free(text);
 }
 
