@@ -145,14 +145,21 @@ void kvf_timeline_close(kvf_session *s)
     kvf_free(s->mem, s);
 }
 
+/* What the policy evicts by; zeros where it does not. */
+static kvf_budget budget_of(const kvf_session *s)
+{
+    kvf_budget b = { 0 };
+    if (s->policy->ops->budget) s->policy->ops->budget(s->policy, &b);
+    return b;
+}
+
 /* Would a timeline of n tokens fit, of which the first `kept` stay? Nothing is changed. */
 static kvf_status check_room(const kvf_session *s, int64_t kept, int64_t n, kvf_error *err)
 {
     if (n > s->n_ctx)
         return kvf_fail(err, KVF_ERR_LIMIT, "%lld tokens do not fit the context of %lld; shorten the text or raise n_ctx",
                         (long long)n, (long long)s->n_ctx);
-    kvf_budget b = { 0 };
-    if (s->policy->ops->budget) s->policy->ops->budget(s->policy, &b);
+    kvf_budget b = budget_of(s);
     kvf_kv_plan p = { .kept = kept, .n = n, .budget = b.every_chunk ? b.tokens : 0, .chunk = s->n_batch };
     return kvf_kv_can_hold(s->kv, &p, err);
 }
@@ -230,7 +237,6 @@ void kvf_timeline_cut(kvf_session *s, int64_t n)
     if (s->policy->ops->forget) s->policy->ops->forget(s->policy, n);
 }
 
-/* Compute one chunk, alone on the backend. */
 /* A step of decoding is one graph where the backend records steps. */
 static kvf_status run_chunk(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
 {
@@ -243,6 +249,7 @@ static kvf_status run_chunk(kvf_session *s, const kvf_chunk *c, float *logits, k
     return rc < 0 ? rc : end;
 }
 
+/* Compute one chunk, alone on the backend. */
 kvf_status kvf_timeline_run(kvf_session *s, const kvf_chunk *c, float *logits, kvf_error *err)
 {
     kvf_turn_take(&s->m->backend->run);
@@ -269,8 +276,7 @@ kvf_status kvf_timeline_report(kvf_session *s, int64_t done, int64_t total, kvf_
 /* Newest tokens of a prompt that the policy wants to see in one chunk. */
 static int64_t last_rows(const kvf_session *s)
 {
-    kvf_budget b = { 0 };
-    if (s->policy->ops->budget) s->policy->ops->budget(s->policy, &b);
+    kvf_budget b = budget_of(s);
     return b.n_row < s->n_batch ? b.n_row : s->n_batch;
 }
 
@@ -287,10 +293,7 @@ int64_t kvf_timeline_chunk(const kvf_session *s, int64_t left)
 /* Does the policy evict after a chunk of a prompt, the last or not? */
 static bool evicts(const kvf_session *s, bool last)
 {
-    kvf_budget b = { 0 };
-    if (!s->policy->ops->budget) return false;
-    s->policy->ops->budget(s->policy, &b);
-    return last || b.every_chunk;
+    return s->policy->ops->budget && (last || budget_of(s).every_chunk);
 }
 
 /* Run every token of the timeline that the KV does not hold; then s->logits are those after the
