@@ -14,45 +14,11 @@
 
 #include "kvfold/kvfold.h"
 #include "model/timeline.h"
+#include "tests/tiny_rig.h"
 
 #define FAR "infllm:init=32,window=128,block=32,chunk=64,topk=3"
 #define ALL_NEAR "infllm:init=32,window=4096,block=32,chunk=64,topk=3"
 enum { MAX_TOKENS = 1200 };
-
-static kvf_error err;
-
-typedef struct rig {
-    kvf_ctx *ctx;
-    kvf_model *m;
-    int32_t n_vocab, n_layer;
-} rig;
-
-static rig open_rig(const char *model, const char *cpu)
-{
-    rig r = { 0 };
-    char path[512];
-    kvf_ctx_params p;
-    kvf_ctx_params_init(&p);
-    p.cpu = cpu;
-    p.n_threads = 2;
-    p.precision = KVF_PRECISION_F32;
-    kvf_status rc = kvf_ctx_open(&r.ctx, &p, &err);
-    if (rc == KVF_ERR_UNSUPPORTED) return r;
-    cr_assert_eq(rc, KVF_OK, "%s", err.msg);
-    snprintf(path, sizeof path, "%s/tiny/%s.gguf", KVF_TEST_DATA, model);
-    cr_assert_eq(kvf_model_open(&r.m, r.ctx, path, &err), KVF_OK, "%s", err.msg);
-    kvf_model_info info = { .size = sizeof info };
-    cr_assert_eq(kvf_model_get_info(r.m, &info, &err), KVF_OK);
-    r.n_vocab = info.n_vocab;
-    r.n_layer = info.n_layer;
-    return r;
-}
-
-static void close_rig(rig *r)
-{
-    kvf_model_close(r->m);
-    kvf_ctx_close(r->ctx);
-}
 
 static kvf_session_params params(const char *policy)
 {
@@ -63,29 +29,7 @@ static kvf_session_params params(const char *policy)
     return p;
 }
 
-static kvf_session *open_with(const rig *r, kvf_session_params p)
-{
-    kvf_session *s;
-    cr_assert_eq(kvf_session_open(&s, r->m, &p, &err), KVF_OK, "%s: %s", p.policy, err.msg);
-    return s;
-}
-
 static kvf_session *open_session(const rig *r, const char *policy) { return open_with(r, params(policy)); }
-
-static void make_tokens(uint32_t seed, kvf_token *t, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) {
-        seed = seed * 1664525u + 1013904223u;
-        t[i] = (kvf_token)((seed >> 8) % 200);
-    }
-}
-
-static float *logits_of(kvf_session *s)
-{
-    float *l;
-    cr_assert_eq(kvf_session_logits(s, &l, &err), KVF_OK, "%s", err.msg);
-    return l;
-}
 
 static double apart(kvf_session *a, kvf_session *b, int32_t n)
 {
@@ -97,13 +41,6 @@ static double apart(kvf_session *a, kvf_session *b, int32_t n)
         most = fmax(most, fabs((double)x[i]));
     }
     return worst / most;
-}
-
-static kvf_stats stats_of(const kvf_session *s)
-{
-    kvf_stats st = { .size = sizeof st };
-    cr_assert_eq(kvf_session_stats(s, &st, &err), KVF_OK);
-    return st;
 }
 
 static void check_state(kvf_session *s)
@@ -124,7 +61,7 @@ static void check_state(kvf_session *s)
  * threads by their length, which moves roundings. */
 static void check_exact(const char *model, const char *cpu, const char *far, const char *lazy, double limit)
 {
-    rig r = open_rig(model, cpu);
+    rig r = open_rig(model, cpu, KVF_PRECISION_F32);
     if (!r.m) return;
     char spec[256];
     kvf_token t[MAX_TOKENS];
@@ -175,7 +112,7 @@ Test(lazy_memory, keeping_all_is_infllm_on_every_instruction_set)
 Test(lazy_memory, a_window_over_everything_is_lazyllm)
 {
     static const char *const lazy[] = { "lazyllm:stages=2/5,keep=0.5/0.4", "lazyllm:stages=3,keep=0.3,hold=1,rows=1,layers=1,heads=mean,pool=1" };
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     kvf_token t[MAX_TOKENS];
     make_tokens(9, t, MAX_TOKENS);
     for (int i = 0; i < 2; i++) {
@@ -203,7 +140,7 @@ Test(lazy_memory, a_window_over_everything_is_lazyllm)
 
 Test(lazy_memory, sessions_in_turn_are_as_each_alone)
 {
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     enum { N = 3 };
     kvf_token t[N][500];
     kvf_session *alone[N], *turn[N];
@@ -229,7 +166,7 @@ Test(lazy_memory, sessions_in_turn_are_as_each_alone)
  * that was cut away leaves nothing behind. */
 Test(lazy_memory, no_token_is_computed_twice_in_a_layer_whatever_happens)
 {
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     static const char *const policies[] = { FAR "+lazyllm:stages=2/4/6,keep=0.5/0.5/0.5,rows=1,pool=1,sink=0,recent=1,hold=1",
                                             FAR ",select=paper+lazyllm:stages=3,keep=0.3,rows=1,recent=2,hold=2",
                                             FAR ",sets=kv+lazyllm:stages=1/7,keep=0.3/0.3,rows=2,pool=3,recent=2,hold=1" };
@@ -283,7 +220,7 @@ static int stop_at(void *user, int64_t done, int64_t total)
 
 Test(lazy_memory, a_prompt_stopped_in_any_stage_leaves_no_trace)
 {
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     kvf_token t[700];
     make_tokens(51, t, 700);
     int left = 0, n_stop = 0;
@@ -320,7 +257,7 @@ Test(lazy_memory, a_prompt_stopped_in_any_stage_leaves_no_trace)
 
 Test(lazy_memory, too_small_a_budget_is_an_error_that_names_the_cure)
 {
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     kvf_token t[900];
     make_tokens(61, t, 900);
     kvf_session_params p = params(FAR "+lazyllm:stages=4,keep=0.5");
@@ -352,7 +289,7 @@ Test(lazy_memory, too_small_a_budget_is_an_error_that_names_the_cure)
 /* The folder's file system takes no more than some bytes of a file: as a full disk, an error and no trace. */
 static void fill_park(const char *policy)
 {
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     kvf_token t[900];
     make_tokens(71, t, 900);
     kvf_session_params p = params(policy);
@@ -406,7 +343,7 @@ Test(lazy_memory, a_full_park_folder_is_an_error_and_the_session_as_before)
 
 Test(lazy_memory, contradictions_are_refused_with_a_sentence)
 {
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     static const struct {
         const char *policy, *word;
         kvf_status rc;
@@ -430,7 +367,7 @@ Test(lazy_memory, contradictions_are_refused_with_a_sentence)
 
 Test(lazy_memory, what_hangs_on_a_question_is_not_stored)
 {
-    rig r = open_rig("qwen3-deep", NULL);
+    rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     char dir[] = "/tmp/kvf_lazy_XXXXXX", file[64];
     cr_assert_not_null(mkdtemp(dir));
     kvf_store_params sp;
