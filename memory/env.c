@@ -141,6 +141,7 @@ static int open_mdb(kvf_env *e, unsigned flags, size_t map_bytes)
     e->mdb = mdb;
     e->rdonly = (flags & MDB_RDONLY) != 0;
     e->nolock = (flags & MDB_NOLOCK) != 0;
+    kvf_mapped_find(e);
     return 0;
 }
 
@@ -304,6 +305,7 @@ static kvf_status move_map(kvf_env *e, size_t bytes, kvf_error *err)
         mdb_env_close(e->mdb);
         e->mdb = NULL;
     }
+    kvf_mapped_find(e);
     kvf_tiers_renew(e);
     bool gone = !e->mdb;
     pthread_rwlock_unlock(&e->map);

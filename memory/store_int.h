@@ -32,6 +32,8 @@ typedef struct kvf_env {
     ino_t ino;
     char *folder, *file; /* file = folder/data.mdb */
     MDB_env *mdb;       /* NULL: lost (a failed growth or compaction) */
+    uint8_t *map_at;    /* the file's map, or NULL: not known; moves under `map` held for writing */
+    size_t map_bytes;
     MDB_dbi db[KVF_DB_COUNT];
     bool rdonly, nolock;
     atomic_bool has_tables;
@@ -80,6 +82,10 @@ kvf_status kvf_env_fail(const kvf_env *e, int rc, const char *doing, kvf_error *
 kvf_status kvf_env_compact(kvf_env *e, kvf_error *err);
 /* Bytes of the file. */
 size_t kvf_env_file_bytes(const kvf_env *e);
+
+/* mapped.c: find the map after it was made or moved; unmap pages of it that were copied out (holding the map). */
+void kvf_mapped_find(kvf_env *e);
+void kvf_mapped_let_go(const kvf_env *e, const uint8_t *p, size_t n);
 
 /* ---- doc.c ---- */
 /* *found false and KVF_OK: not there. */

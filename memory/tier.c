@@ -3,6 +3,8 @@
  * A tier keeps a read transaction open, so that nothing it can see is overwritten, whoever writes. While
  * the map moves (another handle writes and needs more room) that transaction rests; hold() keeps the map
  * where it is. A value's pages are asked for before they are read: the map itself is told not to read ahead.
+ * A block's pages are let go of once it is copied out: the pool has it now, and a process that counted the
+ * same bytes twice would grow by the length of the document. They stay in the page cache.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
@@ -33,10 +35,9 @@ static void leave(kvf_store_tier *t)
     if (t->n_hold == 0) pthread_rwlock_unlock(&t->st->env->map);
 }
 
-static void ask_for(const kvf_store_tier *t, const uint8_t *p, size_t n)
+static void ask_for(const uint8_t *p, size_t n)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)p, first = at & ~(page - 1);
-    (void)t;
     if (n >= ASK_FROM) madvise((void *)(uintptr_t)(p - (at - first)), at - first + n, MADV_WILLNEED);
 }
 
@@ -71,7 +72,7 @@ static kvf_status read_block(kvf_store_tier *t, int32_t layer, int64_t block, vo
     kvf_key_layer(&key, t->groups[group], layer);
     KVF_TRY(kvf_head_check(v.mv_data, v.mv_size, &h, &key, false, err));
     const uint8_t *from = (const uint8_t *)v.mv_data + kvf_value_at(&h, i);
-    ask_for(t, from, h.item_bytes);
+    ask_for(from, h.item_bytes);
     kvf_block_codec codec = kvf_store_codec(t->st);
     kvf_hash sum;
     if (codec.codec == KVF_CODEC_F16) {
@@ -81,7 +82,9 @@ static kvf_status read_block(kvf_store_tier *t, int32_t layer, int64_t block, vo
         sum = kvf_hash_bytes(from, h.item_bytes, (kvf_hash){ 0, 0 });
         kvf_codec_decode(&codec, from, dst);
     }
-    if (kvf_hash_same(sum, kvf_sum_get(v.mv_data, i))) return KVF_OK;
+    bool whole = kvf_hash_same(sum, kvf_sum_get(v.mv_data, i));
+    kvf_mapped_let_go(t->st->env, v.mv_data, (size_t)(from - (const uint8_t *)v.mv_data) + h.item_bytes);
+    if (whole) return KVF_OK;
     return kvf_fail(err, KVF_ERR_FORMAT, "store '%s' is damaged: block %lld of layer %d has a wrong checksum; remove the document and read it again",
                     t->st->env->folder, (long long)block, layer);
 }
@@ -105,7 +108,7 @@ static void tier_expect(kvf_tier *base, int32_t layer, const int64_t *blocks, in
         if (value_of(t, KVF_DB_BLK, layer, group, &v, NULL) < 0) continue;
         kvf_head h = kvf_blocks_head(t->st, layer, group_tokens(t, group));
         if (i < 0 || i >= h.n_item || v.mv_size < kvf_value_at(&h, h.n_item)) continue;
-        ask_for(t, (const uint8_t *)v.mv_data + kvf_value_at(&h, i), h.item_bytes);
+        ask_for((const uint8_t *)v.mv_data + kvf_value_at(&h, i), h.item_bytes);
     }
     leave(t);
 }
@@ -120,7 +123,7 @@ static kvf_status read_digests(kvf_store_tier *t, int32_t layer, int64_t group, 
     kvf_key_layer(&key, t->groups[group], layer);
     int64_t bit = group * t->st->meta.shape.n_layer + layer;
     if (!t->seen[bit]) {
-        ask_for(t, v.mv_data, v.mv_size);
+        ask_for(v.mv_data, v.mv_size);
         KVF_TRY(kvf_head_check(v.mv_data, v.mv_size, &h, &key, true, err));
         /* As the writer laid it: a value of its own page behind 16 bytes of LMDB's. */
         if (((uintptr_t)v.mv_data + KVF_HEAD_BYTES) % 64) return kvf_fail(err, KVF_ERR_FORMAT, "the store is damaged: digests are misplaced; remove the document and read it again");

@@ -1,0 +1,57 @@
+/* mapped.c - where LMDB has mapped the file, and pages of it let go of.
+ *
+ * LMDB does not say where its map is, and the library must not advise the kernel about a range it only
+ * guesses: a rounding too far would throw away somebody else's memory. The kernel's own list of maps says it;
+ * without that list nothing is let go of, and only the figure for resident memory is larger.
+ *
+ * SPDX-License-Identifier: Apache-2.0 */
+#define _DEFAULT_SOURCE
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "memory/store_int.h"
+
+#define AROUND ((uintptr_t)2 << 20) /* Linux maps up to a whole large folio around one page fault */
+
+/* A line of the list: "from-to perms offset device inode path". */
+static bool line_is(const char *line, ino_t ino, size_t bytes, uint8_t **at)
+{
+    unsigned long from, to, offset, inode;
+    char perms[8], device[32];
+    if (sscanf(line, "%lx-%lx %7s %lx %31s %lu", &from, &to, perms, &offset, device, &inode) != 6) return false;
+    if (inode != (unsigned long)ino || offset != 0 || to - from != bytes || perms[1] == 'w') return false;
+    *at = (uint8_t *)(uintptr_t)from;
+    return true;
+}
+
+void kvf_mapped_find(kvf_env *e)
+{
+    MDB_envinfo info;
+    char line[512];
+    bool whole = true; /* the last read began at the beginning of a line */
+    struct stat s;
+    int fd;
+    e->map_at = NULL;
+    e->map_bytes = 0;
+    if (!e->mdb || mdb_env_info(e->mdb, &info) || mdb_env_get_fd(e->mdb, &fd) || fstat(fd, &s)) return;
+    FILE *f = fopen("/proc/self/maps", "re");
+    while (f && !e->map_at && fgets(line, sizeof line, f)) {
+        if (whole && line_is(line, s.st_ino, info.me_mapsize, &e->map_at)) e->map_bytes = info.me_mapsize;
+        whole = strchr(line, '\n') != NULL;
+    }
+    if (f) fclose(f);
+    /* Blocks are read one by one: a huge page would count its 2 MiB as this process's for one of 64 KiB. */
+    if (e->map_at) madvise(e->map_at, e->map_bytes, MADV_NOHUGEPAGE);
+}
+
+void kvf_mapped_let_go(const kvf_env *e, const uint8_t *p, size_t n)
+{
+    if (!e->mdb || !e->map_at || p < e->map_at || n > e->map_bytes || (size_t)(p - e->map_at) > e->map_bytes - n) return;
+    uintptr_t low = (uintptr_t)e->map_at, high = low + e->map_bytes;
+    uintptr_t from = (uintptr_t)p & ~(AROUND - 1), to = ((uintptr_t)p + n + AROUND - 1) & ~(AROUND - 1);
+    if (from < low) from = low;
+    if (to > high) to = high;
+    madvise((void *)from, to - from, MADV_DONTNEED);
+}
