@@ -137,6 +137,27 @@ def niah_multikey(g, name, budget, depths):
                     for i, (k, v, d) in enumerate(facts)])]
 
 
+def facts(g, name, budget, depths):
+    """Eight facts of three kinds in one book: for texts that take too long to read once per fact."""
+    del depths  # evenly, the codes around the two that have no name
+    t, rng, used = g.t, gen.rng_for(name), set()
+    units, _ = g.h.cut(rng, budget)
+    out = []
+    for i in range(N_ASK):
+        at = (i + rng.random()) / N_ASK
+        if i == 2:
+            v = gen.digits(rng, 5)
+            out.append((t["passkey_needle"].format(v=v), Question("passkey", t["passkey_question"], [v], at, max_tokens=12)))
+        elif i == 5:
+            v = "".join(c * rng.randint(1, 3) for c in gen.digits(rng, 6))[:12]
+            out.append((t["number_needle"].format(v=v), Question("number", t["number_question"], [v], at, max_tokens=24)))
+        else:
+            k, v = gen.key(rng, used), gen.digits(rng, 7)
+            out.append((t["niah_needle"].format(k=k, v=v), Question("code%d" % i, t["niah_question"].format(k=k), [v], at)))
+    text = gen.join(gen.insert(units, [sentence for sentence, _ in out], [q.depth for _, q in out]))
+    return [(text, [q for _, q in out])]
+
+
 def kv(g, name, budget, depths):
     del depths
     t, rng, items, left, seen = g.t, gen.rng_for(name), [], budget, set()
@@ -166,7 +187,7 @@ def question_first(base, n_keep):
 
 
 TASKS = {"passkey": passkey, "number_string": number_string, "niah_single": niah_single,
-         "niah_multikey": niah_multikey, "kv": kv,
+         "niah_multikey": niah_multikey, "facts": facts, "kv": kv,
          "passkey_first": question_first(passkey, 1), "kv_first": question_first(kv, 3)}
 
 

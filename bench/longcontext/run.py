@@ -4,8 +4,9 @@
     run.py [--model NAME] [--lengths 4096,16384] [--tasks kv,...] [--variant NAME[=SPEC[@INGEST]]]...
            [--sets fast30,...] [--data DIR] [--samples N] [--plan | --report]
 
-Tasks    passkey, number_string, niah_single, niah_multikey, kv; and passkey_first, kv_first, where the
-         question also stands before the context. contexts.py makes them.
+Tasks    passkey, number_string, niah_single, niah_multikey, kv; facts (a pass key, a number string and six
+         codes in one book: eight questions of one reading); and passkey_first, kv_first, where the question
+         also stands before the context. contexts.py makes them.
 Sets     subsets of the data folder (--data or $KVFOLD_DATA); without it they are skipped, and the facts
          of the generated tasks are hidden in manuals of this machine or in made-up text.
 Variant  a policy. Built in: full, window, paper, ours, and window-t, paper-t, ours-t, the same with a
@@ -215,7 +216,8 @@ def parse():
         return sorted(int(float(w.rstrip("KM")) * unit.get(w[-1], 1)) for w in words(text.upper()))
     parser.add_argument("--model", default="qwen2.5-coder-0.5b", help="name or path (%(default)s)")
     parser.add_argument("--lengths", type=sizes, default=[4096, 16384], help="tokens, as 4K,16K,1M (4K,16K)")
-    parser.add_argument("--tasks", type=words, default=list(contexts.TASKS), help="(all)")
+    parser.add_argument("--tasks", type=words, default=[t for t in contexts.TASKS if t != "facts"],
+                        help="(all but facts)")
     parser.add_argument("--depths", type=lambda t: [float(w) for w in words(t)], help="of single facts, 0..1")
     parser.add_argument("--samples", type=int, default=2, help="contexts of a kind (%(default)s)")
     parser.add_argument("--seed", default="1")
