@@ -40,6 +40,48 @@ Test(store, what_was_written_comes_back_in_another_handle)
     }
 }
 
+/* KiB of the store's map that count as this process's; -1: the kernel does not say. */
+static long mapped_kib(void)
+{
+    char line[512];
+    bool ours = false;
+    long rss = -1;
+    FILE *f = fopen("/proc/self/smaps", "r");
+    while (f && rss < 0 && fgets(line, sizeof line, f)) {
+        if (strstr(line, "/data.mdb")) ours = true;
+        if (ours) sscanf(line, "Rss: %ld kB", &rss);
+    }
+    if (f) fclose(f);
+    return rss;
+}
+
+Test(store, blocks_that_were_read_do_not_stay_mapped)
+{
+    enum { N = 300000, BLOCKS = N / 128 };
+    char dir[64];
+    static uint8_t slot[RIG_SLOT];
+    kvf_tier *t;
+    kvf_token *tokens;
+    rig_folder(dir);
+    kvf_token *text = rig_text(N, 4, 0);
+    kvf_store *st = rig_open(dir, KVF_STORE_CREATE);
+    rig_ingest(st, "long", text, N);
+    kvf_store_close_at(st);
+    st = rig_open(dir, KVF_STORE_READ);
+    cr_assert_eq(kvf_store_tier_open(&t, st, "long", &tokens, &err), KVF_OK, "%s", err.msg);
+    for (int64_t b = 0; b < BLOCKS; b++) {
+        for (int32_t l = 0; l < RIG_LAYERS; l++) cr_assert_eq(t->ops->read(t, l, b, slot, &err), KVF_OK, "%s", err.msg);
+    }
+    long kib = mapped_kib();
+    if (kib < 0) cr_skip_test("the kernel does not say what is mapped");
+    cr_assert_lt(kib, (long)BLOCKS * RIG_LAYERS * RIG_SLOT / 1024 / 3, "%ld KiB", kib);
+    kvf_free(&kvf_mem_default, tokens);
+    kvf_store_tier_close(t);
+    kvf_store_close_at(st);
+    free(text);
+    rig_remove(dir);
+}
+
 Test(store, documents_that_begin_alike_share_groups)
 {
     char dir[64];
