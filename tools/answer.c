@@ -193,6 +193,12 @@ kvf_status answer_run(answer *a, engine *e, const answer_request *r, kvf_error *
     return rc;
 }
 
+/* Of the far blocks that attention read, the share that was in the pool when it asked. */
+static double hit_rate(const kvf_stats *s)
+{
+    return s->n_block_reads > 0 ? 1.0 - (double)s->n_block_misses / (double)s->n_block_reads : 1.0;
+}
+
 void answer_summary(const answer *a)
 {
     char n[32], reused[32], mem[32];
@@ -204,6 +210,9 @@ void answer_summary(const answer *a)
     if (a->ttft_ms > 0) buffer_printf(&line, ", first token after %.2f s", a->ttft_ms / 1e3);
     buffer_printf(&line, ", wrote %lld", (long long)a->n_generated);
     if (a->decode_tps > 0) buffer_printf(&line, " at %.1f/s", a->decode_tps);
+    if (a->stats.n_block_misses > 0)
+        buffer_printf(&line, ", %.1f %% of %s blocks read were in the pool, %s came", 100 * hit_rate(&a->stats),
+                      report_count(n, a->stats.n_block_reads), report_bytes(mem, (double)a->stats.moved_bytes));
     buffer_printf(&line, ", peak memory %s", report_bytes(mem, (double)engine_peak_rss()));
     report_note("%s", buffer_text(&line));
     if (strcmp(a->finish, "length") == 0) report_note("the answer was cut at --max-tokens");
@@ -229,9 +238,11 @@ cJSON *answer_json(const answer *a, const engine *e)
     json_real(s, "lookup_ms", a->stats.lookup_ms);
     json_int(s, "n_block_reads", a->stats.n_block_reads);
     json_int(s, "n_block_misses", a->stats.n_block_misses);
+    json_real(s, "block_hit_rate", hit_rate(&a->stats));
     json_int(s, "n_blocks_ahead", a->stats.n_blocks_ahead);
     json_int(s, "n_blocks_early", a->stats.n_blocks_early);
     json_int(s, "n_blocks_host", a->stats.n_blocks_host);
+    json_int(s, "block_moved_bytes", (int64_t)a->stats.moved_bytes);
     json_int(s, "index_bytes", (int64_t)a->stats.index_bytes);
     json_real(s, "read_share", a->read_share);
     json_int(s, "n_revived_tokens", a->stats.n_revived_tokens);

@@ -398,7 +398,8 @@ typedef struct kvf_stats {
     int64_t n_blocks_ahead;    /* copied to a device before attention asked for them; */
     int64_t n_blocks_early;    /* of those, that attention read: as many misses fewer */
     int64_t n_blocks_host;     /* copied from host memory that held them already, not from the store */
-    uint64_t reserved[3];
+    uint64_t moved_bytes;      /* of blocks copied into the pool, from the store or from host memory */
+    uint64_t reserved[2];
 } kvf_stats;
 
 KVF_API void kvf_session_params_init(kvf_session_params *p);

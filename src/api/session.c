@@ -134,6 +134,7 @@ kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *
     all.n_blocks_ahead = c.n_far_ahead;
     all.n_blocks_early = c.n_far_early;
     all.n_blocks_host = c.n_far_host;
+    all.moved_bytes = (uint64_t)c.n_moved * kvf_pool_slot_bytes(s->pool);
     all.index_bytes = c.digest_bytes;
     all.n_layer_tokens = all.n_layer_tokens_full = s->n_run * s->m->hp.n_layer;
     if (s->lazy) {

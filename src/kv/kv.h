@@ -169,6 +169,7 @@ typedef struct kvf_kv_counters {
     int64_t n_far_read, n_far_miss;     /* far blocks read; fetched from the tier for it */
     int64_t n_far_ahead, n_far_early;   /* blocks sent for before they were asked for; read then */
     int64_t n_far_host;                 /* blocks that came from a frame of host memory, not from the tier */
+    int64_t n_moved;                    /* blocks that came into the pool, whoever asked for them */
     size_t digest_bytes;                /* in memory */
 } kvf_kv_counters;
 void kvf_kv_get_counters(const kvf_kv *kv, kvf_kv_counters *out);

@@ -257,6 +257,7 @@ kvf_status kvf_far_fetch(kvf_kv *kv, int32_t layer, int64_t block, bool *missed,
             return rc;
         }
         *slot = fresh;
+        kv->count.n_moved++;
     }
     return clean(f, block) ? use_slot(kv, *slot, OWNER(layer, block), err) : KVF_OK;
 }
@@ -284,6 +285,7 @@ kvf_status kvf_far_send_for(kvf_kv *kv, int32_t layer, const int64_t *blocks, in
         slots[b] = fresh;
         f->early[fresh] = 1;
         kv->count.n_far_ahead++;
+        kv->count.n_moved++;
     }
     return KVF_OK;
 }

@@ -270,6 +270,10 @@ class Store(Cli):
         a, b = self.ask("-q", "Who sat?", "-q", "Where?")
         for r in (a, b):
             self.assertGreaterEqual(r["stats"]["n_reused_tokens"], d["n_tokens"], "the document was read again")
+            s = r["stats"]
+            rate = 1 - s["n_block_misses"] / s["n_block_reads"] if s["n_block_reads"] else 1
+            self.assertAlmostEqual(s["block_hit_rate"], rate, places=6)
+            self.assertEqual(s["block_moved_bytes"] > 0, s["n_block_reads"] > 0)
         self.assertEqual(self.ask("Where?")[0]["answer"], b["answer"], "an earlier question changes the answer")
 
     def test_answers_cite_lines_of_the_file(self):

@@ -154,7 +154,10 @@ Test(store_session, loaded_goes_on_as_if_it_had_never_stopped)
         kvf_stats stats = { .size = sizeof stats };
         cr_assert_eq(kvf_session_stats(s, &stats, &err), KVF_OK);
         cr_assert_leq(stats.kv_bytes, budget);
-        cr_assert_gt(stats.n_block_misses, 0);
+        size_t slot = (size_t)info.kv_bytes_per_token * 128 / (size_t)info.n_layer;
+        cr_assert(0 < stats.n_block_misses && stats.n_block_misses <= stats.n_block_reads);
+        cr_assert_eq(stats.moved_bytes % slot, 0);
+        cr_assert_geq(stats.moved_bytes / slot, (uint64_t)stats.n_block_misses, "misses that moved nothing");
         kvf_session_close(s);
         kvf_store_close(st);
         same(&r, &a, &b);

@@ -17,7 +17,7 @@ typedef struct place {
     kvf_model *m;
     kvf_store *st;
     int64_t n_vocab;
-    size_t block_bytes; /* of all layers */
+    size_t block_bytes, slot_bytes; /* of all layers; of one */
 } place;
 
 static kvf_token text_at(int i) { return (kvf_token)(((uint32_t)i * 2654435761u >> 8) % 200u); }
@@ -45,6 +45,7 @@ static place open_place(const kvf_backend_module *module, const char *model, con
     OK(kvf_model_get_info(p.m, &info, &err));
     p.n_vocab = info.n_vocab;
     p.block_bytes = info.kv_bytes_per_token * KVF_BLOCK;
+    p.slot_bytes = p.block_bytes / (size_t)info.n_layer;
     kvf_store_params_init(&sp);
     sp.mode = KVF_STORE_CREATE;
     OK(kvf_store_open(&p.st, p.ctx, dir, &sp, &err));
@@ -168,7 +169,9 @@ static void compare(const char *model, int64_t blocks)
     place dev = open_place(module, model, dev_dir), cpu = open_place(NULL, model, cpu_dir);
     size_t n = (size_t)((ANSWER + 1) * dev.n_vocab), bytes = n * sizeof(float);
     float *first = read_and_ask(&dev, 16, &misses), *again = load_and_ask(&dev, blocks);
-    int64_t ahead = asked.n_blocks_ahead, early = asked.n_blocks_early, host = asked.n_blocks_host;
+    int64_t ahead = asked.n_blocks_ahead, early = asked.n_blocks_early, host = asked.n_blocks_host, missed = asked.n_block_misses;
+    cr_assert_geq(asked.moved_bytes, (uint64_t)(ahead + missed) * dev.slot_bytes, "%s: moved %llu bytes for %lld blocks", model,
+                  (unsigned long long)asked.moved_bytes, (long long)(ahead + missed));
     float *roomy = load_and_ask(&dev, 64);
 #ifdef KVF_TEST_CUDA_EMU
     refuse_pinned(&dev, first);
