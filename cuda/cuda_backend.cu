@@ -79,6 +79,18 @@ static kvf_status op_add(kvf_backend *b, float *x, const float *y, int64_t n, kv
     return kvf_cuda_check(self(b), "a sum", err);
 }
 
+static kvf_status op_layernorm(kvf_backend *b, const kvf_layernorm_args *a, kvf_error *err)
+{
+    if (a->n_row > 0) kvf_cuda_layernorm(a, self(b)->stream);
+    return kvf_cuda_check(self(b), "a layer norm", err);
+}
+
+static kvf_status op_act(kvf_backend *b, float *x, int64_t n, kvf_act act, kvf_error *err)
+{
+    if (n > 0) kvf_cuda_act(x, n, act, self(b)->stream);
+    return kvf_cuda_check(self(b), "an activation", err);
+}
+
 /* ---- The table ------------------------------------------------------------------------------------------- */
 
 /* Large enough that a product is bound by arithmetic and not by dequantising its weights: with 512 tokens
@@ -156,6 +168,8 @@ static kvf_backend_ops make_table()
     t.fetch_wait = kvf_cuda_op_fetch_wait;
     t.step_begin = kvf_cuda_step_begin;
     t.step_end = kvf_cuda_step_end;
+    t.layernorm = op_layernorm;
+    t.act = op_act;
     return t;
 }
 

@@ -47,6 +47,29 @@ void kvf_cuda_rmsnorm(const kvf_rmsnorm_args *a, cudaStream_t s)
         KVF_LAUNCH(norm_block_kernel, dim3(static_cast<unsigned>(a->n_row)), dim3(512), 0, s, n);
 }
 
+/* ---- Layer norm --------------------------------------------------------------------------------- */
+
+/* One warp a row. The variance is taken around the mean, in a second pass: E(x^2) - mean^2 cancels where the mean is
+ * large. `out` may be x: a lane writes only what it alone reads. */
+KVF_KERNEL(256) layernorm_kernel(kvf_layernorm_args a)
+{
+    int64_t r = static_cast<int64_t>(blockIdx.x) * 8 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (r >= a.n_row) return;
+    const float *x = a.x + r * a.width;
+    float *out = a.out + r * a.width, sum = 0.0f, squares = 0.0f;
+    for (int64_t i = lane; i < a.width; i += 32) sum += x[i];
+    float mean = kvf_warp_sum(sum) / static_cast<float>(a.width);
+    for (int64_t i = lane; i < a.width; i += 32) squares += (x[i] - mean) * (x[i] - mean);
+    float scale = 1.0f / sqrtf(kvf_warp_sum(squares) / static_cast<float>(a.width) + a.eps);
+    for (int64_t i = lane; i < a.width; i += 32) out[i] = (x[i] - mean) * scale * a.weight[i] + a.bias[i];
+}
+
+void kvf_cuda_layernorm(const kvf_layernorm_args *a, cudaStream_t s)
+{
+    kvf_layernorm_args n = *a;
+    KVF_LAUNCH(layernorm_kernel, dim3(static_cast<unsigned>((a->n_row + 7) / 8)), dim3(256), 0, s, n);
+}
+
 /* ---- Element by element ------------------------------------------------------------------------- */
 
 KVF_KERNEL(256) add_kernel(float *x, const float *y, int64_t n)
@@ -62,7 +85,19 @@ void kvf_cuda_add(float *x, const float *y, int64_t n, cudaStream_t s)
 KVF_DEV float act_of(float x, kvf_act act)
 {
     if (act == KVF_ACT_SILU) return x / (1.0f + expf(-x));
+    if (act == KVF_ACT_GELU_QUICK) return x / (1.0f + expf(-1.702f * x));
+    if (act == KVF_ACT_GELU_ERF) return 0.5f * x * erfcf(-0.70710678118654752440f * x); /* keeps its digits below 0 */
     return 0.5f * x * (1.0f + tanhf(0.79788456080286535588f * (x + 0.044715f * x * x * x)));
+}
+
+KVF_KERNEL(256) act_kernel(float *x, int64_t n, kvf_act act)
+{
+    for (int64_t i = kvf_first(); i < n; i += kvf_stride()) x[i] = act_of(x[i], act);
+}
+
+void kvf_cuda_act(float *x, int64_t n, kvf_act act, cudaStream_t s)
+{
+    KVF_LAUNCH(act_kernel, dim3(kvf_blocks(n, 1024, 65536)), dim3(256), 0, s, x, n, act);
 }
 
 KVF_KERNEL(256) glu_kernel(float *up, const float *gate, int64_t n, kvf_act act)

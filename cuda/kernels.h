@@ -16,6 +16,8 @@ extern "C" {
 
 /* ---- k_vec.cu: one element or one row at a time ------------------------------------------------ */
 void kvf_cuda_rmsnorm(const kvf_rmsnorm_args *a, cudaStream_t s);
+void kvf_cuda_layernorm(const kvf_layernorm_args *a, cudaStream_t s);
+void kvf_cuda_act(float *x, int64_t n, kvf_act act, cudaStream_t s); /* x = act(x) */
 void kvf_cuda_add(float *x, const float *y, int64_t n, cudaStream_t s);
 void kvf_cuda_glu(float *gate_up, const float *gate, int64_t n, kvf_act act, cudaStream_t s); /* up *= act(gate) */
 void kvf_cuda_bias_rows(float *y, const float *bias, int64_t n_row, int64_t width, bool add, cudaStream_t s);

@@ -66,7 +66,8 @@ static kvf_status open_parts(kvf_ctx *ctx, const kvf_ctx_params *p, kvf_error *e
     KVF_TRY(open_device(&ctx->backend, ctx, p, err));
     kvf_cpu_backend_params bp = { .level = ctx->level, .flags = flags, .f32 = p->precision == KVF_PRECISION_F32,
                                   .threads = ctx->threads, .mem = &ctx->mem, .log = &ctx->log };
-    if (!ctx->backend) KVF_TRY(kvf_cpu_backend_open(&ctx->backend, &bp, err));
+    KVF_TRY(kvf_cpu_backend_open(ctx->backend ? &ctx->host : &ctx->backend, &bp, err));
+    ctx->backend->host = ctx->host;
     ctx->backend->threads = ctx->threads;
     ctx->backend->level = ctx->level;
     return KVF_OK;
@@ -107,6 +108,7 @@ void kvf_ctx_close(kvf_ctx *ctx)
 {
     if (!ctx) return;
     if (ctx->backend) ctx->backend->ops->close(ctx->backend);
+    if (ctx->host) ctx->host->ops->close(ctx->host);
     kvf_threads_close(ctx->threads);
     kvf_mem mem = ctx->mem; /* it lives inside what it frees */
     kvf_free(&mem, ctx);

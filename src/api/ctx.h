@@ -12,6 +12,7 @@ struct kvf_ctx {
     kvf_log log;
     kvf_threads *threads;
     kvf_backend *backend;
+    kvf_backend *host; /* the CPU's beside a device; NULL where that is `backend` */
     kvf_cpu_level level;
 };
 

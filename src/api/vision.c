@@ -36,9 +36,6 @@ kvf_status kvf_vision_open(kvf_vision **out, kvf_ctx *ctx, const char *path, con
         memcpy(&p, params, params->size);
     }
     KVF_TRY(check_params(&p, err));
-    if (strcmp(ctx->backend->ops->name, "cpu") != 0)
-        return kvf_fail(err, KVF_ERR_UNSUPPORTED, "vision towers run on the CPU so far, and this context computes on %s; open "
-                                                  "another one with device cpu for the tower", ctx->backend->ops->name);
     kvf_vision_env env = { .backend = ctx->backend, .threads = ctx->threads, .mem = &ctx->mem, .level = ctx->level };
     return kvf_vision_load(out, &env, path, &p, err);
 }
@@ -138,7 +135,7 @@ kvf_status kvf_vision_get_stats(kvf_vision *v, kvf_vision_stats *stats, kvf_erro
     all.size = stats->size;
     v->env.backend->ops->kernels(v->env.backend, all.kernels, sizeof all.kernels);
     size_t at = strlen(all.kernels);
-    snprintf(all.kernels + at, sizeof all.kernels - at, "%svit=%s", at ? " " : "", v->ops->name);
+    snprintf(all.kernels + at, sizeof all.kernels - at, "%svit=%s", at ? " " : "", v->on_device ? v->env.backend->ops->name : v->ops->name);
     memcpy(stats, &all, stats->size);
     return KVF_OK;
 }

@@ -29,7 +29,7 @@
 #include "base/threads.h"
 #include "base/turn.h"
 
-#define KVF_BACKEND_ABI 4u /* raised when an existing member changes */
+#define KVF_BACKEND_ABI 5u /* raised when an existing member changes */
 
 /* Tokens of a KV block: a pool slot, a store value, an index row (docs/ARCHITECTURE.md). */
 #define KVF_BLOCK 128
@@ -234,7 +234,12 @@ typedef struct kvf_lse_merge_args {
     int32_t head_dim;
 } kvf_lse_merge_args;
 
-typedef enum kvf_act { KVF_ACT_SILU = 0, KVF_ACT_GELU_TANH = 1 } kvf_act;
+typedef enum kvf_act {
+    KVF_ACT_SILU = 0,
+    KVF_ACT_GELU_TANH = 1,
+    KVF_ACT_GELU_QUICK = 2, /* x / (1 + exp(-1.702 x)); this one and the next by op act only */
+    KVF_ACT_GELU_ERF = 3    /* x / 2 (1 + erf(x / sqrt 2)) */
+} kvf_act;
 
 /* y = act(x gate^T) * (x up^T), element by element: the first half of a gated FFN. One op, so that
  * the two products need not go through memory: they are five times as wide as x. */
@@ -245,6 +250,15 @@ typedef struct kvf_matmul_glu_args {
     float *y;       /* [n_tok][n_out] */
     kvf_act act;
 } kvf_matmul_glu_args;
+
+/* out = (x - mean) / sqrt(variance + eps) * weight + bias, row by row (Ba et al. 2016, arXiv:1607.06450, eq. 3). */
+typedef struct kvf_layernorm_args {
+    const float *x;             /* [n_row][width] */
+    const float *weight, *bias; /* [width] */
+    float *out;                 /* may be x */
+    int64_t n_row, width;
+    float eps;
+} kvf_layernorm_args;
 
 typedef struct kvf_backend kvf_backend;
 
@@ -304,6 +318,11 @@ typedef struct kvf_backend_ops {
      * not spare step_end. */
     kvf_status (*step_begin)(kvf_backend *b, kvf_error *err);
     kvf_status (*step_end)(kvf_backend *b, kvf_error *err);
+
+    /* (optional, both or none) What a vision tower needs beside the rest. A backend without them, whose memory is not
+     * the host's, cannot run one. */
+    kvf_status (*layernorm)(kvf_backend *b, const kvf_layernorm_args *a, kvf_error *err);
+    kvf_status (*act)(kvf_backend *b, float *x, int64_t n, kvf_act act, kvf_error *err); /* x = act(x) */
 } kvf_backend_ops;
 
 struct kvf_backend {
@@ -313,6 +332,7 @@ struct kvf_backend {
     kvf_turn run; /* held by a session while it computes a chunk */
     kvf_threads *threads; /* of the ctx, for work on the host; NULL: none */
     kvf_cpu_level level;  /* the host's */
+    kvf_backend *host;    /* of the ctx, for ops on host memory beside a device; NULL: none, or this one is it */
 };
 
 #endif

@@ -4,6 +4,8 @@
  * meet only there, attention stays within a frame. Between two such parts the turn on the backend is given
  * up, so that a session next to it goes on answering.
  *
+ * On a device the same ops run on its arrays; what differs is in encode_device.c.
+ *
  * Attention: on AMX the engine's own op, with keys and values as f16 and all keys visible to all queries;
  * below it, and for the layer whose scores are asked for, the f32 kernels of vit_ops.h.
  *
@@ -14,25 +16,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "vision/tower.h"
+#include "vision/encode_int.h"
 
-typedef struct run {
-    kvf_vision *v;
-    const kvf_vision_batch *b;
-    kvf_error *err;
-    int64_t frame, n;      /* the part: frames frame..frame + n of b */
-    int64_t done, total;   /* layers, of all parts */
-    uint8_t *block;        /* behind what follows; rows are positions of all the part's frames */
-    float *x;              /* [rows][width] */
-    float *h;              /* [rows][width] normalised x, then attention's output */
-    float *q, *k, *val;    /* [rows][width] */
-    float *wide;           /* [ff_rows][n_ff], or patches of pixels, or the projector's middle */
-    float *proj;           /* [patches][n_out] before pooling */
-    float *mass;           /* [n][n_pos] */
-    uint8_t *slots;        /* keys and values of one frame as blocks of f16, for the engine's attention */
-    int32_t *slot_list;
-    kvf_vision_stats t;    /* times of this call */
-} run;
+typedef kvf_vision_call run;
 
 /* ---- Memory ------------------------------------------------------------------------------- */
 
@@ -45,10 +31,6 @@ static void *take(uint8_t *base, size_t *used, int64_t n, size_t size)
     return p;
 }
 
-static int64_t n_slot(const kvf_vision *v) { return (v->hp.n_pos + KVF_BLOCK - 1) / KVF_BLOCK; }
-
-static size_t slot_bytes(const kvf_vision *v) { return (size_t)v->hp.width * KVF_BLOCK * 2 * sizeof(uint16_t); }
-
 /* Rows of the feed-forward's middle at once: what the backend unpacks a weight for, in equal runs. It is
  * several times as wide as x, and written, activated and read again while it is in a cache. */
 static int64_t ff_rows(const kvf_vision *v, int64_t n)
@@ -57,9 +39,9 @@ static int64_t ff_rows(const kvf_vision *v, int64_t n)
     return (n + runs - 1) / runs;
 }
 
-/* Place the arrays for n frames; with base NULL only the size counts. Sizes cannot overflow: the file's
- * shape is bounded (hparams.c) and n by 1024. */
-static size_t place(run *r, const kvf_vision *v, int64_t n, bool pooled, uint8_t *base)
+/* Place the arrays of the backend's memory for n frames; with base NULL only the size counts. Sizes cannot overflow:
+ * the file's shape is bounded (hparams.c) and n by 1024. */
+static size_t place(run *r, const kvf_vision *v, int64_t n, bool proj, uint8_t *base)
 {
     const kvf_vision_hparams *hp = &v->hp;
     int64_t rows = n * hp->n_pos, patches = n * hp->n_patch, pixels = 3 * (int64_t)hp->patch_size * hp->patch_size;
@@ -70,17 +52,65 @@ static size_t place(run *r, const kvf_vision *v, int64_t n, bool pooled, uint8_t
     r->k = take(base, &used, rows * hp->width, f);
     r->val = take(base, &used, rows * hp->width, f);
     r->wide = take(base, &used, most(ff_rows(v, rows) * hp->n_ff, patches * most(pixels, hp->n_mid)), f);
-    r->proj = take(base, &used, pooled ? patches * hp->n_out : 0, f);
-    r->mass = take(base, &used, rows, f);
-    r->slots = take(base, &used, n_slot(v), slot_bytes(v));
-    r->slot_list = take(base, &used, n_slot(v), sizeof(int32_t));
+    r->proj = take(base, &used, proj ? patches * hp->n_out : 0, f);
+    r->slots = take(base, &used, kvf_vision_slots(v), kvf_vision_slot_bytes(v));
+    r->lse = take(base, &used, v->on_device ? (int64_t)hp->n_pos * hp->n_head : 0, f);
+    return used;
+}
+
+/* And those of the host's. */
+static size_t place_host(run *r, const kvf_vision *v, int64_t n, uint8_t *base)
+{
+    const kvf_vision_hparams *hp = &v->hp;
+    int64_t patches = n * hp->n_patch, pixels = 3 * (int64_t)hp->patch_size * hp->patch_size;
+    int64_t staging = most(patches * most(pixels, hp->n_out), kvf_vision_slots(v) * KVF_BLOCK);
+    size_t used = 0;
+    r->mass = take(base, &used, n * hp->n_pos, sizeof(float));
+    r->slot_list = take(base, &used, kvf_vision_slots(v), sizeof(int32_t));
+    r->staging = take(base, &used, v->on_device ? staging : 0, sizeof(float));
     return used;
 }
 
 size_t kvf_vision_work_bytes(const kvf_vision *v, int64_t batch)
 {
     run r;
-    return place(&r, v, batch, true, NULL);
+    return place(&r, v, batch, true, NULL) + place_host(&r, v, batch, NULL);
+}
+
+static kvf_status take_memory(run *r, int64_t n, bool pooled)
+{
+    kvf_vision *v = r->v;
+    kvf_backend *b = v->env.backend;
+    bool proj = pooled || v->on_device;
+    size_t host = place_host(r, v, n, NULL), rest = place(r, v, n, proj, NULL), here = host + (v->on_device ? 0 : rest);
+    r->block = kvf_alloc_raw(v->env.mem, here, 1);
+    if (!r->block)
+        return kvf_fail(r->err, KVF_ERR_NOMEM, "out of memory: %zu bytes refused; set kvf_vision_params.batch to fewer frames than %lld",
+                        here, (long long)n);
+    place_host(r, v, n, r->block);
+    uint8_t *base = r->block + host;
+    if (v->on_device) {
+        void *block;
+        kvf_turn_take(&b->run);
+        kvf_status rc = b->ops->alloc(b, &block, rest, r->err);
+        kvf_turn_give(&b->run);
+        KVF_TRY(rc);
+        base = r->dev_block = block;
+    }
+    place(r, v, n, proj, base);
+    for (int64_t i = 0; i < kvf_vision_slots(v); i++) r->slot_list[i] = (int32_t)i;
+    return KVF_OK;
+}
+
+static void give_memory(run *r)
+{
+    kvf_backend *b = r->v->env.backend;
+    if (r->dev_block) {
+        kvf_turn_take(&b->run);
+        b->ops->release(b, r->dev_block);
+        kvf_turn_give(&b->run);
+    }
+    kvf_free(r->v->env.mem, r->block);
 }
 
 /* ---- Parallel loops ----------------------------------------------------------------------- */
@@ -112,10 +142,15 @@ static void norm_part(void *arg, int64_t part, int32_t worker)
         t->v->ops->layernorm(t->in + i * t->width, t->weight, t->bias, t->out + i * t->width, t->width, t->v->hp.eps);
 }
 
-static void norm(const kvf_vision *v, const float *in, const float *weight, const float *bias, float *out, int64_t n_row)
+static kvf_status norm(run *r, const float *in, const float *weight, const float *bias, float *out, int64_t n_row)
 {
+    kvf_vision *v = r->v;
+    kvf_backend *b = v->env.backend;
+    kvf_layernorm_args a = { .x = in, .weight = weight, .bias = bias, .out = out, .n_row = n_row, .width = v->hp.width, .eps = v->hp.eps };
+    if (v->on_device) return b->ops->layernorm(b, &a, r->err);
     rows_task t = { .v = v, .in = in, .weight = weight, .bias = bias, .out = out, .n_row = n_row, .each = 16, .width = v->hp.width };
     for_rows(&t, norm_part);
+    return KVF_OK;
 }
 
 static void act_part(void *arg, int64_t part, int32_t worker)
@@ -126,10 +161,16 @@ static void act_part(void *arg, int64_t part, int32_t worker)
     t->v->ops->act(t->out + at, rows_end(t, part) - at, t->act);
 }
 
-static void activate(const kvf_vision *v, float *x, int64_t n, kvf_vit_act act)
+static kvf_status activate(run *r, float *x, int64_t n, kvf_vit_act act)
 {
+    static const kvf_act of[] = { [KVF_VIT_GELU_TANH] = KVF_ACT_GELU_TANH, [KVF_VIT_GELU_QUICK] = KVF_ACT_GELU_QUICK,
+                                  [KVF_VIT_GELU_ERF] = KVF_ACT_GELU_ERF, [KVF_VIT_SILU] = KVF_ACT_SILU };
+    kvf_vision *v = r->v;
+    kvf_backend *b = v->env.backend;
+    if (v->on_device) return b->ops->act(b, x, n, of[act], r->err);
     rows_task t = { .v = v, .out = x, .n_row = n, .each = 16384, .act = act };
     for_rows(&t, act_part);
+    return KVF_OK;
 }
 
 static kvf_status matmul(run *r, const kvf_matmul_args *a)
@@ -176,32 +217,34 @@ static kvf_status embed_patches(run *r)
     kvf_vision *v = r->v;
     const kvf_vision_hparams *hp = &v->hp;
     int64_t s = hp->image_size, n_in = 3 * (int64_t)hp->patch_size * hp->patch_size;
-    rows_task cut = { .v = v, .in = r->b->pixels + r->frame * 3 * s * s, .out = r->wide, .n_row = r->n * hp->grid, .each = 1, .width = n_in };
+    rows_task cut = { .v = v, .in = r->b->pixels + r->frame * 3 * s * s, .out = v->on_device ? r->staging : r->wide, .n_row = r->n * hp->grid, .each = 1,
+                      .width = n_in };
     for_rows(&cut, pixels_part);
+    if (v->on_device) KVF_TRY(kvf_vision_send(r, r->wide, r->staging, r->n * hp->n_patch * n_in));
     kvf_matmul_args m = { .x = r->wide, .n_tok = r->n * hp->n_patch, .n_w = 1, .w = { &v->patch }, .bias = { v->patch_b }, .y = { r->q } };
     KVF_TRY(matmul(r, &m));
     rows_task add = { .v = v, .in = r->q, .out = r->x, .n_row = r->n * hp->n_pos, .each = 16 };
-    for_rows(&add, positions_part);
-    if (v->pre_w) norm(v, r->x, v->pre_w, v->pre_b, r->x, add.n_row);
-    return KVF_OK;
+    if (v->on_device)
+        KVF_TRY(kvf_vision_dev_positions(r));
+    else
+        for_rows(&add, positions_part);
+    return v->pre_w ? norm(r, r->x, v->pre_w, v->pre_b, r->x, add.n_row) : KVF_OK;
 }
 
 /* ---- Layers ------------------------------------------------------------------------------- */
 
-/* One frame's keys and values become blocks of f16, every one of them visible to every query: the first
- * query's place is past the last key. */
-static kvf_status attend_engine(run *r, int64_t frame)
+kvf_status kvf_vision_attend_frame(run *r, int64_t frame, float *lse)
 {
     kvf_vision *v = r->v;
     const kvf_vision_hparams *hp = &v->hp;
     kvf_backend *b = v->env.backend;
     int64_t at = frame * hp->n_pos * hp->width;
     void *slab[1] = { r->slots };
-    kvf_kv_view view = { .slab = slab, .shift = 30, .slot_bytes = slot_bytes(v) };
+    kvf_kv_view view = { .slab = slab, .shift = 30, .slot_bytes = kvf_vision_slot_bytes(v) };
     kvf_kv_put_args put = { .k = r->k + at, .v = r->val + at, .n_tok = hp->n_pos, .n_head_kv = hp->n_head, .head_dim = hp->head_dim,
                             .kv = &view, .slots = r->slot_list };
     KVF_TRY(b->ops->kv_put(b, &put, r->err));
-    kvf_attn_args a = { .q = r->q + at, .o = r->h + at, .n_tok = hp->n_pos, .n_head = hp->n_head, .n_head_kv = hp->n_head,
+    kvf_attn_args a = { .q = r->q + at, .o = r->h + at, .lse = lse, .n_tok = hp->n_pos, .n_head = hp->n_head, .n_head_kv = hp->n_head,
                         .head_dim = hp->head_dim, .scale = 1 / sqrtf((float)hp->head_dim), .kv = &view,
                         .slots = r->slot_list, .n_key = hp->n_pos, .q_first = hp->n_pos };
     return b->ops->attn(b, &a, r->err);
@@ -213,9 +256,10 @@ static kvf_status attend(run *r, bool scores)
     const kvf_vision_hparams *hp = &v->hp;
     double start = kvf_vision_now_ms();
     kvf_status rc = KVF_OK;
-    if (v->env.level >= KVF_CPU_LEVEL_AMX && !scores) {
-        for (int64_t i = 0; i < n_slot(v); i++) r->slot_list[i] = (int32_t)i;
-        for (int64_t f = 0; f < r->n && rc >= 0; f++) rc = attend_engine(r, f);
+    if (v->on_device) {
+        rc = kvf_vision_dev_attend(r, scores);
+    } else if (v->env.level >= KVF_CPU_LEVEL_AMX && !scores) {
+        for (int64_t f = 0; f < r->n && rc >= 0; f++) rc = kvf_vision_attend_frame(r, f, NULL);
     } else {
         kvf_vit_attn_args a = { .q = r->q, .k = r->k, .v = r->val, .o = r->h, .mass = scores ? r->mass : NULL, .n_frame = r->n,
                                 .n_pos = hp->n_pos, .n_head = hp->n_head, .head_dim = hp->head_dim,
@@ -235,7 +279,7 @@ static kvf_status feed_forward(run *r, const kvf_vision_layer *y, int64_t n_row)
         int64_t n = n_row - row < each ? n_row - row : each;
         kvf_matmul_args up = { .x = r->h + row * w, .n_tok = n, .n_w = 1, .w = { &y->up }, .bias = { y->up_b }, .y = { r->wide } };
         KVF_TRY(matmul(r, &up));
-        activate(v, r->wide, n * v->hp.n_ff, v->hp.act);
+        KVF_TRY(activate(r, r->wide, n * v->hp.n_ff, v->hp.act));
         kvf_matmul_args down = { .x = r->wide, .n_tok = n, .n_w = 1, .w = { &y->down }, .bias = { y->down_b },
                                  .y = { r->x + row * w }, .accumulate = true };
         KVF_TRY(matmul(r, &down));
@@ -247,14 +291,14 @@ static kvf_status layer(run *r, const kvf_vision_layer *y, bool scores)
 {
     kvf_vision *v = r->v;
     int64_t n = r->n * v->hp.n_pos;
-    norm(v, r->x, y->ln1_w, y->ln1_b, r->h, n);
+    KVF_TRY(norm(r, r->x, y->ln1_w, y->ln1_b, r->h, n));
     kvf_matmul_args qkv = { .x = r->h, .n_tok = n, .n_w = 3, .w = { &y->q, &y->k, &y->v }, .bias = { y->q_b, y->k_b, y->v_b },
                             .y = { r->q, r->k, r->val } };
     KVF_TRY(matmul(r, &qkv));
     KVF_TRY(attend(r, scores));
     kvf_matmul_args out = { .x = r->h, .n_tok = n, .n_w = 1, .w = { &y->o }, .bias = { y->o_b }, .y = { r->x }, .accumulate = true };
     KVF_TRY(matmul(r, &out));
-    norm(v, r->x, y->ln2_w, y->ln2_b, r->h, n);
+    KVF_TRY(norm(r, r->x, y->ln2_w, y->ln2_b, r->h, n));
     return feed_forward(r, y, n);
 }
 
@@ -325,13 +369,18 @@ static kvf_status project(run *r, const float *patches)
     int64_t n = r->n * hp->n_patch, side = kvf_vision_pool_side(r->b->pool, hp->grid);
     bool pooled = r->b->pool != KVF_VISION_POOL_NONE;
     double start = kvf_vision_now_ms();
-    float *embd = r->b->embd + r->frame * side * side * hp->n_out, *full = pooled ? r->proj : embd;
+    float *embd = r->b->embd + r->frame * side * side * hp->n_out, *full = pooled || v->on_device ? r->proj : embd;
     kvf_matmul_args first = { .x = patches, .n_tok = n, .n_w = 1, .w = { &v->mm0 }, .bias = { v->mm0_b }, .y = { v->mm2.data ? r->wide : full } };
     KVF_TRY(matmul(r, &first));
     if (v->mm2.data) {
-        activate(v, r->wide, n * hp->n_mid, hp->projector_act);
+        KVF_TRY(activate(r, r->wide, n * hp->n_mid, hp->projector_act));
         kvf_matmul_args second = { .x = r->wide, .n_tok = n, .n_w = 1, .w = { &v->mm2 }, .bias = { v->mm2_b }, .y = { full } };
         KVF_TRY(matmul(r, &second));
+    }
+    if (v->on_device) {
+        float *host = pooled ? r->staging : embd;
+        KVF_TRY(kvf_vision_fetch(r, host, full, n * hp->n_out));
+        full = host;
     }
     if (pooled) {
         rows_task t = { .v = v, .in = full, .out = embd, .n_row = r->n, .each = 1, .width = hp->n_out, .pool = r->b->pool };
@@ -359,12 +408,20 @@ static kvf_status run_part(run *r)
         scores_out(r);
     }
     if (!r->b->embd && !r->b->features) return KVF_OK;
-    if (v->post_w) norm(v, r->x, v->post_w, v->post_b, r->x, r->n * hp->n_pos);
-    const float *patches = patches_of(r);
+    if (v->post_w) KVF_TRY(norm(r, r->x, v->post_w, v->post_b, r->x, r->n * hp->n_pos));
+    const float *patches;
+    if (v->on_device)
+        KVF_TRY(kvf_vision_dev_patches(r, &patches));
+    else
+        patches = patches_of(r);
     int64_t n = r->n * hp->n_patch * hp->width;
     if (r->b->features) {
-        memcpy(r->b->features + r->frame * hp->n_patch * hp->width, patches, (size_t)n * sizeof(float));
-        KVF_TRY(check_output(patches, n, r->err));
+        float *out = r->b->features + r->frame * hp->n_patch * hp->width;
+        if (v->on_device)
+            KVF_TRY(kvf_vision_fetch(r, out, patches, n));
+        else
+            memcpy(out, patches, (size_t)n * sizeof(float));
+        KVF_TRY(check_output(out, n, r->err));
     }
     return r->b->embd ? project(r, patches) : KVF_OK;
 }
@@ -400,19 +457,14 @@ kvf_status kvf_vision_run(kvf_vision *v, const kvf_vision_batch *b, kvf_error *e
     KVF_TRY(check_pixels(v, b, err));
     KVF_TRY(check_cancel(&r));
     bool pooled = b->embd && b->pool != KVF_VISION_POOL_NONE;
-    size_t bytes = place(&r, v, step, pooled, NULL);
-    r.block = kvf_alloc_raw(v->env.mem, bytes, 1);
-    if (!r.block)
-        return kvf_fail(err, KVF_ERR_NOMEM, "out of memory: %zu bytes refused; set kvf_vision_params.batch to fewer frames than %lld", bytes, (long long)step);
-    place(&r, v, step, pooled, r.block);
-    kvf_status rc = KVF_OK;
+    kvf_status rc = take_memory(&r, step, pooled);
     for (; r.frame < b->n && rc >= 0; r.frame += r.n) {
         r.n = b->n - r.frame < step ? b->n - r.frame : step;
         kvf_turn_take(&v->env.backend->run);
         rc = run_part(&r);
         kvf_turn_give(&v->env.backend->run);
     }
-    kvf_free(v->env.mem, r.block);
+    give_memory(&r);
     add_stats(&r, rc >= 0 ? b->n : 0, kvf_vision_now_ms() - start);
     return rc;
 }

@@ -62,12 +62,21 @@ static void finite_part(void *arg, int64_t part, int32_t worker)
     if (!all_finite(t->x + at, n)) atomic_store(&t->bad, true);
 }
 
-/* Rows first..first + n of a matrix, dequantised by the backend into out. */
-static kvf_status rows_finite(kvf_vision *v, const kvf_weight *w, int64_t n, int32_t *rows, float *out, bool *bad, kvf_error *err)
+typedef struct finite_rows {
+    const kvf_weight *w;
+    int32_t *rows;    /* [n] which */
+    float *out, *dev; /* [n][n_in] host; on a device also there */
+} finite_rows;
+
+/* n rows of a matrix, dequantised by the backend. */
+static kvf_status rows_finite(kvf_vision *v, const finite_rows *f, int64_t n, bool *bad, kvf_error *err)
 {
-    kvf_embed_args a = { .table = w, .tokens = rows, .n_tok = n, .scale = 1, .out = out };
-    KVF_TRY(v->env.backend->ops->embed(v->env.backend, &a, err));
-    finite_task t = { .x = out, .n = n * w->n_in, .each = 65536 };
+    kvf_backend *b = v->env.backend;
+    const kvf_weight *w = f->w;
+    kvf_embed_args a = { .table = w, .tokens = f->rows, .n_tok = n, .scale = 1, .out = f->dev ? f->dev : f->out };
+    KVF_TRY(b->ops->embed(b, &a, err));
+    if (f->dev) KVF_TRY(b->ops->download(b, f->out, f->dev, (size_t)(n * w->n_in) * sizeof(float), err));
+    finite_task t = { .x = f->out, .n = n * w->n_in, .each = 65536 };
     atomic_init(&t.bad, false);
     kvf_threads_run(v->env.threads, (t.n + t.each - 1) / t.each, finite_part, &t);
     *bad = atomic_load(&t.bad);
@@ -84,16 +93,21 @@ static kvf_status check_finite(kvf_vision *v, const kvf_weight *w, const char *n
     int32_t *rows = kvf_alloc_raw(v->env.mem, (size_t)n, sizeof *rows);
     kvf_status rc = KVF_OK;
     if (!out || !rows) rc = kvf_fail(err, KVF_ERR_NOMEM, "out of memory: %lld floats to check a tensor refused", (long long)(n * w->n_in));
-    kvf_turn_take(&v->env.backend->run);
+    void *dev = NULL;
+    kvf_backend *b = v->env.backend;
+    if (rc >= 0 && v->on_device) rc = b->ops->alloc(b, &dev, (size_t)(n * w->n_in) * sizeof(float), err);
+    finite_rows f = { w, rows, out, dev };
+    if (!v->on_device) kvf_turn_take(&b->run); /* else it is taken for the whole load */
     for (int64_t first = 0; first < w->n_out && rc >= 0; first += n) {
         int64_t count = w->n_out - first < n ? w->n_out - first : n;
         bool bad = false;
         for (int64_t i = 0; i < count; i++) rows[i] = (int32_t)(first + i);
-        rc = rows_finite(v, w, count, rows, out, &bad, err);
+        rc = rows_finite(v, &f, count, &bad, err);
         if (rc >= 0 && bad)
             rc = kvf_fail(err, KVF_ERR_FORMAT, "tensor '%s' holds a number that is not finite; the file is damaged or was converted wrongly", name);
     }
-    kvf_turn_give(&v->env.backend->run);
+    if (!v->on_device) kvf_turn_give(&b->run);
+    if (dev) b->ops->release(b, dev);
     kvf_free(v->env.mem, out);
     kvf_free(v->env.mem, rows);
     return rc;
@@ -322,6 +336,7 @@ kvf_status kvf_vision_tensors_load(kvf_vision *v, kvf_error *err)
     l.used = block;
     kvf_status rc = load_all(&l);
     kvf_free(v->env.mem, l.used);
+    v->n_vector = l.n;
     for (int t = 0; t < KVF_DTYPE_LIMIT; t++)
         if (l.type_bytes[t] > l.type_bytes[v->main_type]) v->main_type = (kvf_dtype)t;
     return rc;

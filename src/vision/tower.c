@@ -2,7 +2,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime */
-#include "vision/tower.h"
+#include "vision/encode_int.h"
 
 #include <string.h>
 #include <time.h>
@@ -44,13 +44,26 @@ static void fingerprint(kvf_vision *v)
     v->fingerprint[1] = h.hi;
 }
 
+/* Weights and vectors go to the backend; a device serves one caller at a time. */
+static kvf_status load_weights(kvf_vision *v, kvf_error *err)
+{
+    KVF_TRY(kvf_vision_tensors_load(v, err));
+    return v->on_device ? kvf_vision_to_device(v, err) : KVF_OK;
+}
+
 static kvf_status load(kvf_vision *v, const char *path, const kvf_vision_params *params, kvf_error *err)
 {
-    if (strcmp(v->env.backend->ops->name, "cpu") != 0)
-        return kvf_fail(err, KVF_ERR_UNSUPPORTED, "vision towers run on the CPU; open them with a ctx of the CPU backend");
+    const kvf_backend_ops *ops = v->env.backend->ops;
+    v->on_device = !ops->host_memory;
+    if (v->on_device && !ops->layernorm)
+        return kvf_fail(err, KVF_ERR_UNSUPPORTED, "device %s has no kernels for vision towers; open another context with device cpu for it",
+                        ops->name);
     KVF_TRY(kvf_gguf_open(&v->gguf, path, v->env.mem, err));
     KVF_TRY(kvf_vision_hparams_read(v, params, err));
-    KVF_TRY(kvf_vision_tensors_load(v, err));
+    if (v->on_device) kvf_turn_take(&v->env.backend->run);
+    kvf_status rc = load_weights(v, err);
+    if (v->on_device) kvf_turn_give(&v->env.backend->run);
+    KVF_TRY(rc);
     fingerprint(v);
     v->hp.batch = params->batch > 0 ? params->batch : (BATCH_PATCHES + v->hp.n_pos - 1) / v->hp.n_pos;
     return KVF_OK;
@@ -85,6 +98,9 @@ static void weight_fini(kvf_vision *v, kvf_weight *w)
 void kvf_vision_unload(kvf_vision *v)
 {
     if (!v) return;
+    kvf_backend *b = v->env.backend;
+    if (v->on_device) kvf_turn_take(&b->run);
+    if (v->dev_vectors) b->ops->release(b, v->dev_vectors);
     for (int32_t i = 0; v->layers && i < v->hp.n_layer; i++) {
         kvf_vision_layer *y = &v->layers[i];
         kvf_weight *w[] = { &y->q, &y->k, &y->v, &y->o, &y->up, &y->down };
@@ -93,6 +109,7 @@ void kvf_vision_unload(kvf_vision *v)
     weight_fini(v, &v->patch);
     weight_fini(v, &v->mm0);
     weight_fini(v, &v->mm2);
+    if (v->on_device) kvf_turn_give(&b->run);
     kvf_free(v->env.mem, v->layers);
     kvf_free(v->env.mem, v->vectors);
     kvf_free(v->env.mem, v->pinpoints);

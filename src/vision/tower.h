@@ -4,8 +4,8 @@
  *     x = conv(pixels) + bias, [class token first], + position      then LayerNorm if pre_ln
  *     per layer: x += out(attention(ln1 x)); x += down(act(up(ln2 x)))
  *     [x = post_ln x]; class token dropped; mm.2(gelu(mm.0 x))
- * Weights stay in the mapped file, vectors are widened to f32 in one block. The tower runs where the
- * backend's memory is the host's: on the CPU.
+ * Weights stay in the mapped file, vectors are widened to f32 in one block. On a device, weights and
+ * vectors are copies there.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_VISION_TOWER_H
@@ -55,7 +55,10 @@ struct kvf_vision {
     kvf_weight patch;         /* [width][3 * patch_size^2], columns in the order channel, row, column */
     kvf_weight mm0, mm2;      /* mm2.data NULL: a linear projector */
     const float *patch_b, *class_embd, *pos, *pre_w, *pre_b, *post_w, *post_b, *mm0_b, *mm2_b, *newline;
-    float *vectors;           /* behind all of the above */
+    float *vectors;           /* host, behind all of the above; on a device behind newline only, */
+    float *dev_vectors;       /* and this, of the backend, behind the others */
+    int64_t n_vector;         /* floats */
+    bool on_device;           /* the backend's memory is not the host's */
     int32_t *pinpoints;       /* [n_pinpoint][2] */
     int32_t n_pinpoint;
     int64_t n_params;
