@@ -196,7 +196,7 @@ kvf_status answer_run(answer *a, engine *e, const answer_request *r, kvf_error *
 /* Of the far blocks that attention read, the share that was in the pool when it asked. */
 static double hit_rate(const kvf_stats *s)
 {
-    return s->n_block_reads > 0 ? 1.0 - (double)s->n_block_misses / (double)s->n_block_reads : 1.0;
+    return s->n_block_reads > 0 ? 1.0 - ((double)s->n_block_misses + (double)s->n_blocks_shared) / (double)s->n_block_reads : 1.0;
 }
 
 void answer_summary(const answer *a)
@@ -242,6 +242,7 @@ cJSON *answer_json(const answer *a, const engine *e)
     json_int(s, "n_blocks_ahead", a->stats.n_blocks_ahead);
     json_int(s, "n_blocks_early", a->stats.n_blocks_early);
     json_int(s, "n_blocks_host", a->stats.n_blocks_host);
+    json_int(s, "n_blocks_shared", (int64_t)a->stats.n_blocks_shared);
     json_int(s, "block_moved_bytes", (int64_t)a->stats.moved_bytes);
     json_int(s, "index_bytes", (int64_t)a->stats.index_bytes);
     json_real(s, "read_share", a->read_share);

@@ -51,6 +51,9 @@ const arg_row engine_session_rows[] = {
         "passages that matter). kvfold inspect --policies lists them; infllm+lazyllm joins two"),
     ROW(engine_options, memory, "--memory", 0, "SIZE", ARG_SIZE, NULL, 0, 4e18,
         "most memory for keys and values, as 800M or 2G; 0: as much as --ctx needs, 1G with a store (default)"),
+    ROW(engine_options, host_share, "--host-share", 0, "N", ARG_INT, "0", 0, 100,
+        "with --device cuda and a store: percent of the blocks missing on the device that the CPU reads in "
+        "place; not while citing (default: 0)"),
     { 0 },
 };
 
@@ -144,6 +147,7 @@ kvf_status engine_open_session(engine *e, const engine_options *o, const samplin
     p.kv_bytes = (size_t)o->memory;
     if (o->policy) p.policy = o->policy;
     p.passages = o->passages;
+    p.host_share = (int32_t)o->host_share;
     p.progress = on_progress;
     p.user = e;
     if (sampling) {

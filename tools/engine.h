@@ -15,7 +15,7 @@
 
 typedef struct engine_options {
     const char *model, *device, *cpu, *precision, *policy;
-    int64_t threads, batch, ctx, memory;
+    int64_t threads, batch, ctx, memory, host_share;
     bool yes, quiet, verbose;
     bool passages; /* note where attention goes; set by commands that cite */
 } engine_options;
@@ -27,7 +27,7 @@ typedef struct sampling_options {
 } sampling_options;
 
 extern const arg_row engine_model_rows[];    /* -m -t --cpu --precision --yes --quiet --verbose */
-extern const arg_row engine_session_rows[];  /* -c -b --policy --memory */
+extern const arg_row engine_session_rows[];  /* -c -b --policy --memory --host-share */
 extern const arg_row engine_sampling_rows[]; /* of sampling_options */
 
 typedef struct engine {

@@ -366,7 +366,10 @@ typedef struct kvf_session_params {
     int (*progress)(void *user, int64_t done, int64_t total);
     void *user;
     int32_t passages; /* 1: note where attention goes while an answer is written (kvf_session_passages) */
-    int32_t reserved32;
+    int32_t host_share; /* 0 to 100: percent of the far blocks of a step that a device's memory lacks and the CPU attends
+                           to where they lie, instead of copying them; 0: all are copied (default). Answers then differ
+                           by roundings. No device has measured yet where it pays. Without effect on the CPU, without
+                           a store, and while passages are noted */
     uint64_t reserved[7];
 } kvf_session_params;
 
@@ -399,7 +402,8 @@ typedef struct kvf_stats {
     int64_t n_blocks_early;    /* of those, that attention read: as many misses fewer */
     int64_t n_blocks_host;     /* copied from host memory that held them already, not from the store */
     uint64_t moved_bytes;      /* of blocks copied into the pool, from the store or from host memory */
-    uint64_t reserved[2];
+    uint64_t n_blocks_shared;  /* of n_block_reads, read by the CPU beside a device (host_share) */
+    uint64_t reserved[1];
 } kvf_stats;
 
 KVF_API void kvf_session_params_init(kvf_session_params *p);

@@ -29,6 +29,8 @@ kvf_status kvf_session_open(kvf_session **out, kvf_model *m, const kvf_session_p
         return kvf_fail(err, KVF_ERR_ARG, "n_ctx is %lld; use 1 to %d, or 0 for the model's", (long long)p.n_ctx, INT32_MAX);
     if (p.n_batch < 0 || p.n_batch > 65536)
         return kvf_fail(err, KVF_ERR_ARG, "n_batch is %lld; use 1 to 65536, or 0 for the backend's choice", (long long)p.n_batch);
+    if (p.host_share < 0 || p.host_share > 100)
+        return kvf_fail(err, KVF_ERR_ARG, "host_share is %d; use 0 to 100 percent", p.host_share);
     KVF_TRY(kvf_sampling_check(&p.sampling, err));
     return kvf_timeline_open(out, m, &p, err);
 }
@@ -134,6 +136,7 @@ kvf_status kvf_session_stats(const kvf_session *s, kvf_stats *stats, kvf_error *
     all.n_blocks_ahead = c.n_far_ahead;
     all.n_blocks_early = c.n_far_early;
     all.n_blocks_host = c.n_far_host;
+    all.n_blocks_shared = (uint64_t)c.n_far_shared;
     all.moved_bytes = (uint64_t)c.n_moved * kvf_pool_slot_bytes(s->pool);
     all.index_bytes = c.digest_bytes;
     all.n_layer_tokens = all.n_layer_tokens_full = s->n_run * s->m->hp.n_layer;

@@ -160,6 +160,11 @@ size_t kvf_kv_tail_bytes(const kvf_kv *kv);
 void kvf_kv_tail_save(const kvf_kv *kv, void *out);
 kvf_status kvf_kv_tail_load(kvf_kv *kv, const void *data, size_t n, kvf_error *err); /* FORMAT */
 
+/* From now on the host's backend attends to `percent` of the far blocks that a step of few queries reads and the pool
+ * does not have, where they lie in host memory; 0: none (as at first). Without effect where there is no device, no
+ * backend of the host beside it or no memory, and while mass is asked for or noted. Errors: ARG, NOMEM. */
+kvf_status kvf_kv_share(kvf_kv *kv, int32_t percent, kvf_error *err);
+
 /* ---- What happened ----------------------------------------------------------------------- */
 
 typedef struct kvf_kv_counters {
@@ -169,6 +174,7 @@ typedef struct kvf_kv_counters {
     int64_t n_far_read, n_far_miss;     /* far blocks read; fetched from the tier for it */
     int64_t n_far_ahead, n_far_early;   /* blocks sent for before they were asked for; read then */
     int64_t n_far_host;                 /* blocks that came from a frame of host memory, not from the tier */
+    int64_t n_far_shared;               /* read by the host's backend instead (kvf_kv_share) */
     int64_t n_moved;                    /* blocks that came into the pool, whoever asked for them */
     size_t digest_bytes;                /* in memory */
 } kvf_kv_counters;

@@ -314,18 +314,23 @@ static kvf_status near_list(part *p, bool *ran, kvf_error *err)
     return list_fetch(kv, p->a->layer, false, err);
 }
 
-/* Units set[u] of the policy's answer. *ran: there is one. */
-static kvf_status unit_list(part *p, const kvf_lookup *l, const uint8_t *set, bool *ran, kvf_error *err)
+/* Units set[u] of the policy's answer. share: some stay on the host. *ran: there is one for the device. */
+static kvf_status unit_list(part *p, const kvf_lookup *l, const uint8_t *set, bool share, bool *ran, kvf_error *err)
 {
     kvf_kv *kv = p->kv;
     const kvf_memory *m = &kv->far->m;
     int64_t n = 0;
     for (int64_t u = 0; u < l->n_unit; u++) n += set[u] != 0;
     *ran = n > 0;
-    if (!*ran) return KVF_OK;
     KVF_TRY(kvf_list_reserve(kv, n, err));
     for (int64_t u = 0; u < l->n_unit; u++)
         if (set[u]) list_add(&kv->far->list, (l->unit0 + u) * m->unit, (l->unit0 + u + 1) * m->unit);
+    if (share) {
+        KVF_TRY(kvf_share_split(kv, p->a->layer, err));
+        if (kvf_share_left(kv)) KVF_TRY(kvf_share_take_queries(kv, p->a, err));
+        *ran = kv->far->list.n > 0;
+    }
+    if (!*ran) return KVF_OK;
     KVF_TRY(list_fetch(kv, p->a->layer, true, err));
     p->t.q_first = kv->far->list.n * KVF_BLOCK;
     return KVF_OK;
@@ -339,30 +344,45 @@ static kvf_status note(part *p, const int64_t *blocks, int64_t n_entry, kvf_erro
     return kvf_kv_note_mass(p->kv, &n, err);
 }
 
-/* Units of every set; with one set all heads share it. */
+/* One set's units, to o2; with one set all heads share it. *any: there were some. */
+static kvf_status attend_set(part *p, const kvf_lookup *l, int32_t set, bool share, bool *any, kvf_error *err)
+{
+    kvf_kv *kv = p->kv;
+    kvf_far *f = kv->far;
+    bool ran;
+    KVF_TRY(unit_list(p, l, f->use + set * l->n_unit, share, &ran, err));
+    if (!ran) f->list.n = 0; /* o = 0, lse = -inf for these heads */
+    *any = *any || ran;
+    if (ran || f->m.n_set > 1) KVF_TRY(attend_list(p, err));
+    return share && kvf_share_left(kv) ? kvf_share_attend(kv, p->a, set, err) : KVF_OK;
+}
+
+/* Units of every set. notes: nothing is computed but where the last query looked. */
 static kvf_status attend_units(kvf_kv *kv, const kvf_kv_attend_args *a, const kvf_lookup *l, bool notes, kvf_error *err)
 {
     kvf_far *f = kv->far;
     part p = begin_part(kv, a);
-    bool any = false;
+    bool any = false, share = !notes && kvf_share_serves(kv, a);
+    if (share) kvf_share_begin(kv);
     for (int32_t s = 0; s < f->m.n_set; s++) {
         bool ran;
-        KVF_TRY(unit_list(&p, l, f->use + s * l->n_unit, &ran, err));
         if (f->m.n_set > 1) {
             p.t.head_kv0 = s;
             p.t.head_kv1 = s + 1;
         }
-        if (!ran && f->m.n_set == 1) return KVF_OK;
-        if (!ran) f->list.n = 0; /* o = 0, lse = -inf for these heads */
-        any = any || ran;
         if (!notes) {
-            KVF_TRY(attend_list(&p, err));
-        } else if (ran) {
-            aim_at_list(&p);
-            KVF_TRY(note(&p, f->list.blocks, f->list.n, err));
+            KVF_TRY(attend_set(&p, l, s, share, &any, err));
+            continue;
         }
+        KVF_TRY(unit_list(&p, l, f->use + s * l->n_unit, false, &ran, err));
+        if (!ran) continue;
+        aim_at_list(&p);
+        KVF_TRY(note(&p, f->list.blocks, f->list.n, err));
     }
-    return any && !notes ? merge(&p, err) : KVF_OK;
+    if (any) KVF_TRY(merge(&p, err));
+    if (!share) return KVF_OK;
+    KVF_TRY(kvf_share_hand_over(kv, a, &any, err));
+    return any ? merge(&p, err) : KVF_OK;
 }
 
 /* Column sums of the window for the scores of representatives. */

@@ -1,6 +1,6 @@
 /* kv_int.h - a sequence from inside: shared by kv.c (tables), kv_resident.c (which blocks are in the
  * pool), kv_digest.c (digests and lookups), kv_far.c (attention with a memory) and kv_order.c (attention in an order),
- * kv_evict.c (a budget of tokens), kv_sparse.c and kv_sparse_digest.c (a memory of some tokens of a text).
+ * kv_share.c (blocks that the host attends to), kv_evict.c (a budget of tokens), kv_sparse.c and kv_sparse_digest.c (a memory of some tokens of a text).
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_KV_KV_INT_H
@@ -46,6 +46,7 @@ typedef struct kvf_sparse {
     int64_t cap_score;
 } kvf_sparse;
 typedef struct kvf_stream kvf_stream;
+typedef struct kvf_share kvf_share;
 
 /* Everything a memory needs beside the tables of a plain sequence. */
 typedef struct kvf_far {
@@ -80,6 +81,7 @@ typedef struct kvf_far {
     int64_t n_tier;  /* leading tokens that the tier holds just as they are here */
     uint64_t epoch;  /* of tier_row */
     kvf_stream *stream; /* kv_stream.c; NULL until the first block comes */
+    kvf_share *share;   /* kv_share.c; NULL: all blocks come to the device */
     void *landing;   /* host, a slot's bytes: between the tier and a device; NULL until the first */
 
     /* Blocks in the pool that could be fetched again, least recently used first. */
@@ -192,6 +194,24 @@ kvf_status kvf_stream_note(kvf_kv *kv, int32_t layer, const int64_t *blocks, int
 void kvf_stream_unnote(kvf_kv *kv, int32_t layer);
 /* Send for what the layer after this one read in the step before. */
 kvf_status kvf_stream_ahead(kvf_kv *kv, int32_t layer, kvf_error *err);
+
+/* The frame that holds a block of the tier, brought there if need be; it keeps the block until let_go. NULL: all frames
+ * are held. */
+kvf_status kvf_stream_hold(kvf_kv *kv, int32_t layer, int64_t block, void **frame, kvf_error *err);
+void kvf_stream_let_go(kvf_kv *kv);
+
+/* ---- kv_share.c ---- */
+void kvf_share_close(kvf_kv *kv);
+int32_t kvf_share_percent(const kvf_kv *kv);
+/* Does the host take a part of this call? Then, in this order: begin; for each list of units split, take_queries if any
+ * stay, the device's attention, attend; hand_over, and where *any a merge of o2 and lse2. */
+bool kvf_share_serves(const kvf_kv *kv, const kvf_kv_attend_args *a);
+void kvf_share_begin(kvf_kv *kv);
+kvf_status kvf_share_split(kvf_kv *kv, int32_t layer, kvf_error *err); /* far->list loses the entries that stay */
+bool kvf_share_left(const kvf_kv *kv);
+kvf_status kvf_share_take_queries(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *err);
+kvf_status kvf_share_attend(kvf_kv *kv, const kvf_kv_attend_args *a, int32_t set, kvf_error *err);
+kvf_status kvf_share_hand_over(kvf_kv *kv, const kvf_kv_attend_args *a, bool *any, kvf_error *err);
 
 /* ---- kv_digest.c ---- */
 kvf_status kvf_far_digest(kvf_kv *kv, kvf_error *err); /* of blocks that became whole */

@@ -85,6 +85,7 @@ void kvf_far_close(kvf_kv *kv)
     const kvf_mem *mem = kvf_kv_mem(kv);
     kvf_sparse_close(kv);
     kvf_far_digest_close(kv);
+    kvf_share_close(kv);
     kvf_stream_close(kv);
     release_backend(kv, f->cos_sin[0]);
     release_backend(kv, f->cos_sin[1]);
@@ -107,6 +108,7 @@ kvf_status kvf_far_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err)
     to->far->tier = f->tier;
     to->far->n_tier = f->n_tier;
     to->far->epoch = f->epoch;
+    KVF_TRY(kvf_kv_share(to, kvf_share_percent(from), err));
     return kvf_far_digest_fork(to, from, err);
 }
 

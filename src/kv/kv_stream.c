@@ -30,7 +30,9 @@ struct kvf_stream {
     int64_t n_frame, max_frame, next; /* next: the frame that is given out next once all are there */
     int64_t *owner;      /* [n_frame] layer * cap_block + block, -1: none */
     uint64_t *sent;      /* [n_frame] number of the last copy from it */
-    int64_t cap_owner, cap_sent;
+    uint64_t *held;      /* [n_frame] == hold: the host reads it */
+    uint64_t hold;
+    int64_t cap_owner, cap_sent, cap_held;
     uint64_t n_sent, n_done; /* copies begun; those known to have ended */
     int32_t *frame;      /* [n_layer][cap_block] */
     int64_t cap_block;
@@ -48,7 +50,7 @@ void kvf_stream_close(kvf_kv *kv)
     kv->backend->ops->sync(kv->backend, NULL); /* nothing reads the frames any more */
     for (int64_t i = 0; i < s->n_slab; i++) kv->backend->ops->host_release(kv->backend, s->slab[i]);
     for (int32_t l = 0; s->want && l < kv->dims.n_layer; l++) kvf_free(mem, s->want[l].blocks);
-    void *own[] = { s->slab, s->owner, s->sent, s->frame, s->want };
+    void *own[] = { s->slab, s->owner, s->sent, s->held, s->frame, s->want };
     for (size_t i = 0; i < sizeof own / sizeof *own; i++) kvf_free(mem, own[i]);
     kvf_free(mem, s);
     kv->far->stream = NULL;
@@ -77,6 +79,7 @@ static kvf_status open_stream(kvf_kv *kv, kvf_error *err)
     }
     kvf_stream *s = kv->far->stream = block;
     s->want = want;
+    s->hold = 1;
     s->per_slab = SLAB_BYTES > slot ? (int64_t)(SLAB_BYTES / slot) : 1;
     s->max_frame = FRAME_BYTES > slot ? (int64_t)(FRAME_BYTES / slot) : 1;
     if (s->max_frame > kvf_pool_max(kv->pool)) s->max_frame = kvf_pool_max(kv->pool);
@@ -110,13 +113,15 @@ static kvf_status add_slab(kvf_kv *kv, kvf_error *err)
     kvf_stream *s = kv->far->stream;
     const kvf_mem *mem = kvf_kv_mem(kv);
     int64_t n = s->n_frame + s->per_slab < s->max_frame ? s->per_slab : s->max_frame - s->n_frame;
-    void *slab = s->slab, *owner = s->owner, *sent = s->sent;
+    void *slab = s->slab, *owner = s->owner, *sent = s->sent, *held = s->held;
     kvf_status rc = kvf_reserve(mem, &slab, &s->cap_slab, s->n_slab + 1, sizeof(void *), err);
     s->slab = slab;
     if (rc >= 0) rc = kvf_reserve(mem, &owner, &s->cap_owner, s->n_frame + n, sizeof(int64_t), err);
     s->owner = owner;
     if (rc >= 0) rc = kvf_reserve(mem, &sent, &s->cap_sent, s->n_frame + n, sizeof(uint64_t), err);
     s->sent = sent;
+    if (rc >= 0) rc = kvf_reserve(mem, &held, &s->cap_held, s->n_frame + n, sizeof(uint64_t), err);
+    s->held = held;
     if (rc >= 0)
         rc = kv->backend->ops->host_alloc(kv->backend, &s->slab[s->n_slab], (size_t)n * kvf_pool_slot_bytes(kv->pool), err);
     if (rc < 0) return rc;
@@ -133,7 +138,7 @@ static char *frame_at(const kvf_kv *kv, int64_t i)
     return (char *)s->slab[i / s->per_slab] + (size_t)(i % s->per_slab) * kvf_pool_slot_bytes(kv->pool);
 }
 
-/* A frame that no copy reads. */
+/* A frame that no copy reads; -1: the host reads them all. */
 static kvf_status take_frame(kvf_kv *kv, int64_t *out, kvf_error *err)
 {
     kvf_stream *s = kv->far->stream;
@@ -141,33 +146,65 @@ static kvf_status take_frame(kvf_kv *kv, int64_t *out, kvf_error *err)
         if (s->n_frame == 0) return KVF_ERR_NOMEM; /* err is filled */
         s->max_frame = s->n_frame;
     }
-    if (s->next == s->n_frame) s->next = 0;
-    int64_t i = s->next++;
+    int64_t i = -1;
+    for (int64_t tried = 0; tried < s->n_frame && i < 0; tried++) {
+        if (s->next == s->n_frame) s->next = 0;
+        if (s->held[s->next] != s->hold) i = s->next;
+        s->next++;
+    }
+    *out = i;
+    if (i < 0) return KVF_OK;
     if (s->sent[i] > s->n_done) {
         KVF_TRY(kv->backend->ops->sync(kv->backend, err));
         s->n_done = s->n_sent;
     }
     if (s->owner[i] >= 0) s->frame[s->owner[i]] = NO_SLOT;
     s->owner[i] = -1;
-    *out = i;
     return KVF_OK;
 }
 
-kvf_status kvf_stream_bring(kvf_kv *kv, int32_t layer, int64_t block, void *slot, kvf_error *err)
+/* The frame of a block, read from the tier if none has it. */
+static kvf_status find_frame(kvf_kv *kv, int32_t layer, int64_t block, int64_t *out, kvf_error *err)
 {
     KVF_TRY(open_stream(kv, err));
     KVF_TRY(grow_table(kv, err));
     kvf_far *f = kv->far;
     kvf_stream *s = f->stream;
-    int64_t at = layer * s->cap_block + block, i = s->frame[at];
-    if (i == NO_SLOT) {
-        KVF_TRY(take_frame(kv, &i, err));
-        KVF_TRY(f->tier->ops->read(f->tier, layer, block, frame_at(kv, i), err));
-        s->owner[i] = at;
-        s->frame[at] = (int32_t)i;
-    } else {
+    int64_t at = layer * s->cap_block + block;
+    *out = s->frame[at];
+    if (*out != NO_SLOT) {
         kv->count.n_far_host++;
+        return KVF_OK;
     }
+    KVF_TRY(take_frame(kv, out, err));
+    if (*out < 0) return KVF_OK;
+    KVF_TRY(f->tier->ops->read(f->tier, layer, block, frame_at(kv, *out), err));
+    s->owner[*out] = at;
+    s->frame[at] = (int32_t)*out;
+    return KVF_OK;
+}
+
+kvf_status kvf_stream_hold(kvf_kv *kv, int32_t layer, int64_t block, void **frame, kvf_error *err)
+{
+    int64_t i;
+    *frame = NULL;
+    KVF_TRY(find_frame(kv, layer, block, &i, err));
+    if (i < 0) return KVF_OK;
+    kv->far->stream->held[i] = kv->far->stream->hold;
+    *frame = frame_at(kv, i);
+    return KVF_OK;
+}
+
+void kvf_stream_let_go(kvf_kv *kv)
+{
+    if (kv->far->stream) kv->far->stream->hold++;
+}
+
+kvf_status kvf_stream_bring(kvf_kv *kv, int32_t layer, int64_t block, void *slot, kvf_error *err)
+{
+    int64_t i;
+    KVF_TRY(find_frame(kv, layer, block, &i, err));
+    kvf_stream *s = kv->far->stream;
     KVF_TRY(kv->backend->ops->fetch(kv->backend, slot, frame_at(kv, i), kvf_pool_slot_bytes(kv->pool), err));
     s->sent[i] = ++s->n_sent;
     s->open = true;

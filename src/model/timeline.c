@@ -98,6 +98,7 @@ static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_er
                         "another policy",
                         s->policy->ops->name);
     KVF_TRY(kvf_timeline_open_kv(s, &s->kv, 0, layer1, false, err));
+    KVF_TRY(kvf_kv_share(s->kv, p->host_share, err));
     KVF_TRY(kvf_forward_open(&s->forward, s->m, s->n_batch, m ? m->window - 1 : 0, err));
     if (s->policy->ops->stages) KVF_TRY(kvf_lazy_open(&s->lazy, s, err));
     KVF_TRY(kvf_sampler_open(&s->sampler, &p->sampling, hp->n_vocab, s->mem, err));
