@@ -13,6 +13,7 @@ typedef struct shape {
     int32_t group, n_head_kv, head_dim;
     float softcap;
     bool holes, gaps, subset, mass, places;
+    int32_t ties; /* so many queries in a row stand at one place, and see from one key on; 0: one */
 } shape;
 
 static void compare(rig *r, const kvf_attn_args *c, const kvf_attn_args *d, const shape *s)
@@ -68,14 +69,15 @@ static void try_shape(rig *r, const shape *s, uint64_t *seed)
     if (s->gaps) {
         int64_t at = 0;
         for (int64_t i = 0; i < s->n_tok; i++) {
-            at += (int64_t)(next_random(seed) % (uint64_t)(2 + s->n_key / s->n_tok));
+            if (s->ties < 2 || i % s->ties == 0) at += (int64_t)(next_random(seed) % (uint64_t)(2 + s->n_key / s->n_tok));
             first[i] = (int32_t)at;
         }
         c.first = first;
         c.window = 0;
     }
     if (s->places) { /* some tokens were left out: queries stand at places with gaps */
-        for (int64_t i = 0; i < s->n_tok; i++) place[i] = (int32_t)(s->q_first + i * 3 + (int64_t)(next_random(seed) % 3));
+        for (int64_t i = 0; i < s->n_tok; i++)
+            place[i] = s->ties > 1 && i % s->ties ? place[i - 1] : (int32_t)(s->q_first + i * 3 + (int64_t)(next_random(seed) % 3));
         c.place = place;
         c.q_first = 0;
     }
@@ -151,6 +153,24 @@ Test(cuda_attn, many_queries_equal_the_reference_at_every_edge)
         { .n_tok = 60, .n_key = 400, .q_first = 250, .group = 1, .n_head_kv = 1, .head_dim = 64, .places = true, .gaps = true },
     };
     try_all(s, sizeof s / sizeof *s, 0);
+}
+
+/* Tokens of one run that all came back, far blocks all of whose keys are older than any query: equal places. */
+Test(cuda_attn, queries_at_equal_places_equal_the_reference)
+{
+    const shape s[] = {
+        { .n_tok = 4, .n_key = 300, .q_first = 290, .group = 2, .n_head_kv = 1, .head_dim = 64, .places = true, .ties = 2 },
+        { .n_tok = 8, .n_key = 700, .q_first = 140, .group = 2, .n_head_kv = 2, .head_dim = 128, .places = true, .ties = 8, .subset = true },
+        { .n_tok = 5, .n_key = 300, .q_first = 100, .group = 3, .n_head_kv = 1, .head_dim = 72, .places = true, .gaps = true, .ties = 3 },
+        { .n_tok = 3, .n_key = 260, .q_first = 900, .group = 4, .n_head_kv = 1, .head_dim = 64, .places = true, .ties = 3, .holes = true },
+        { .n_tok = 40, .n_key = 300, .q_first = 120, .group = 2, .n_head_kv = 1, .head_dim = 64, .places = true, .ties = 40 },
+        { .n_tok = 70, .n_key = 400, .q_first = 127, .group = 2, .n_head_kv = 1, .head_dim = 64, .places = true, .ties = 7, .window = 100 },
+        { .n_tok = 48, .n_key = 400, .q_first = 200, .group = 4, .n_head_kv = 1, .head_dim = 128, .places = true, .gaps = true, .ties = 16 },
+        { .n_tok = 33, .n_key = 500, .q_first = 0, .group = 1, .n_head_kv = 2, .head_dim = 80, .places = true, .ties = 5, .holes = true },
+        { .n_tok = 64, .n_key = 2900, .q_first = 1400, .group = 1, .n_head_kv = 1, .head_dim = 64, .places = true, .ties = 64 },
+    };
+    try_all(s, sizeof s / sizeof *s, 0);
+    try_all(s, 5, 3);
 }
 
 Test(cuda_attn, long_lists_are_split_and_merged)
