@@ -167,8 +167,9 @@ def cpu_name():
     return match.group(1).strip() if match else "unknown"
 
 
-def cpu_slug():
-    plain = re.sub(r"\(r\)|\(tm\)|cpu|processor|@.*", "", cpu_name().lower())
+def cpu_slug(name=None):
+    """A processor's name, this machine's if none is given, as results are named by it."""
+    plain = re.sub(r"\(r\)|\(tm\)|cpu|processor|@.*", "", (name or cpu_name()).lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 

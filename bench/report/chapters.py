@@ -10,64 +10,19 @@ import glob
 import json
 import os
 
+import chapter_others
 import engines as eng
 import figures
 import plots
 import program
 import stats
 import tasks
+from words import get, of, quantity, score, times, unique, with_spread
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RESULTS = os.path.join(program.ROOT, "bench", "results")
 KINDS = (("agnostic", "Without knowing the question (read once, ask often)"),
          ("aware", "Knowing the question while reading (read for this question)"))
-
-
-def get(found, model, section, row, engine, name):
-    for f in found:
-        if (f["model"], f["section"], f["row"], f["engine"], f["figure"]) == (model, section, row, engine, name):
-            return f
-    return None
-
-
-def of(found, model, section):
-    return [f for f in found if f["model"] == model and f["section"] == section]
-
-
-def unique(values):
-    return list(dict.fromkeys(values))
-
-
-def score(f):
-    if not f:
-        return ""
-    return "%.2f" % f["value"] if f["low"] is None else "%.2f (%.2f-%.2f)" % (f["value"], f["low"], f["high"])
-
-
-def times(f):
-    if not f:
-        return ""
-    form = "%.3fx (%.3f-%.3f)" if f["value"] < 0.1 else "%.2fx (%.2f-%.2f)"
-    return form % (f["value"], f["low"], f["high"])
-
-
-def quantity(f):
-    """A cost with its unit, short."""
-    if not f:
-        return ""
-    v, unit = f["value"], f["unit"]
-    if unit == "bytes":
-        return "%.0f MB" % (v / 1e6) if v >= 1e6 else "%.0f kB" % (v / 1e3) if v else "0"
-    if unit == "s":
-        return "%.2f s" % v if v < 100 else "%.0f s" % v
-    return "%.3g" % v if v < 1000 else "%.0f" % v
-
-
-def with_spread(f):
-    if not f or f["low"] is None or f["n"] < 2 or f["high"] <= f["low"] * 1.005:
-        return quantity(f)
-    low, high = (quantity(dict(f, value=f[k])).split(" ")[0] for k in ("low", "high"))
-    return "%s (%s-%s)" % (quantity(f), low, high)
 
 
 # ---- Head ----
@@ -496,7 +451,7 @@ def not_run(rows, found, about):
     return [("list", out)]
 
 
-def all_of(rows, found, about):
+def all_of(rows, found, about, sources):
     out = head(rows, about) + who(rows, about)
     for model in figures.models_of(rows):
         out += [("h", 2, "Quality, %s" % model)] + quality(found, model) + peer(found, model) + needles(found, model) +\
@@ -504,5 +459,6 @@ def all_of(rows, found, about):
         out += [("h", 2, "Cost, %s" % model)] + costs(rows, found, model)
         out += [("h", 2, "Scale, %s" % model)] + scale(rows, found, model)
     out += [("h", 2, "Where kvfold is worse")] + worse(found)
+    out += [("h", 2, "Other measurements")] + chapter_others.chapter(sources)
     out += [("h", 2, "Video")] + video() + [("h", 2, "How it was measured")] + method()
     return out + [("h", 2, "What was not run")] + not_run(rows, found, about)

@@ -12,6 +12,7 @@ import re
 
 import chapters
 import figures
+import others
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1400px; padding: 1.2em; color: #1b1b1b;
@@ -70,9 +71,9 @@ def markdown_block(block):
 
 
 def write(folder, rows, about):
-    found = figures.everything(rows)
-    figures.write_csv(os.path.join(folder, "figures.csv"), found)
-    blocks = [b for b in chapters.all_of(rows, found, about) if b[0] != "svg" or b[1]]
+    found, sources = figures.everything(rows), others.sources(about)
+    figures.write_csv(os.path.join(folder, "figures.csv"), found + [f for s in sources for f in s.figures])
+    blocks = [b for b in chapters.all_of(rows, found, about, sources) if b[0] != "svg" or b[1]]
     title = html.escape(blocks[0][2])
     with open(os.path.join(folder, "report.html"), "w", encoding="ascii", errors="xmlcharrefreplace") as file:
         file.write('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>%s</title>\n<style>%s</style>'

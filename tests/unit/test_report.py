@@ -23,6 +23,7 @@ import engines  # noqa: E402
 import figures  # noqa: E402
 import measure  # noqa: E402
 import minilm  # noqa: E402
+import others  # noqa: E402
 import page  # noqa: E402
 import plots  # noqa: E402
 import rag  # noqa: E402
@@ -286,14 +287,75 @@ class Pictures(unittest.TestCase):
         self.assertIn("&lt;script&gt;", page.html_block(("p", "<script>")))
 
 
+class Others(unittest.TestCase):
+    def test_medians_and_counts_are_those_of_the_file(self):
+        rows = [{"model": "m", "policy": "infllm", "what": "read", "tokens": "16384", "unit": "tokens/s", "value": v}
+                for v in ("900", "1000", "950")]
+        found = others.speed_long("speed_long/f.csv", rows)
+        self.assertEqual([(f["value"], f["low"], f["high"], f["n"], f["better"]) for f in found], [(950, 900, 1000, 3, "high")])
+
+    def test_a_ratio_to_llama_is_the_median_of_its_pairs_and_needs_three(self):
+        row = {"model": "m", "case": "pp512", "kvfold_all": "10 90 80", "llama_all": "10 10 10"}
+        ratio = [f for f in others.vs_llamacpp("f", [row]) if f["unit"] == "x"]
+        self.assertEqual([(f["value"], f["low"], f["high"], f["n"]) for f in ratio], [(8.0, 1.0, 9.0, 3)])
+        row.update(kvfold_all="10 90", llama_all="10 10")
+        self.assertFalse([f for f in others.vs_llamacpp("f", [row]) if f["unit"] == "x"])
+
+    def test_a_difference_to_dense_is_of_the_same_questions(self):
+        def row(variant, ident, score):
+            return {"model": "m", "group": "g", "variant": variant, "id": ident, "score": score, "read_share": 0.5, "ttft_ms": 10.0,
+                    "total_ms": 20.0}
+        rows = [row("dense", "a", 1.0), row("dense", "b", 0.0), row("fast", "b", 1.0), row("fast", "c", 0.0)]
+        less = [f for f in others.lazyllm("f", rows) if f["figure"] == "score less dense"]
+        self.assertEqual([(f["value"], f["n"]) for f in less], [(1.0, 1)])
+
+    def test_rows_of_settings_that_are_gone_are_left_out_and_named(self):
+        rows = [{"engine": "lazyllm", "commit": c} for c in ("65c9cf6", "ffffff0")] + [{"engine": "full", "commit": "65c9cf6"}]
+        left, said = others.without_stale("intel-xeon/rows.jsonl", rows, others.engine_of)
+        self.assertEqual([(r["engine"], r["commit"]) for r in left], [("lazyllm", "ffffff0"), ("full", "65c9cf6")])
+        self.assertIn("1 rows of `lazyllm` left out", said[0])
+
+    def test_each_note_is_about_a_file_that_is_there(self):
+        for note in others.notes():
+            self.assertTrue(glob.glob(os.path.join(others.RESULTS, note["file"])), note["file"])
+
+    def test_every_file_of_results_is_in_the_committed_report(self):
+        with open(os.path.join(ROOT, "bench", "results", "intel-xeon", "report.md"), encoding="ascii") as file:
+            text = file.read()
+        for source in others.sources({"machine": {"cpu": "Intel(R) Xeon(R) Processor"}}):
+            self.assertIn("`bench/results/%s`" % source.name, text)
+
+
 class Readme(unittest.TestCase):
     def test_only_the_marked_block_changes(self):
-        text = "before\n%s\nold\n%s\nafter\n" % (readme.BEGIN, readme.END)
-        self.assertEqual(readme.replaced(text, "new"), "before\n%s\nnew\n%s\nafter\n" % (readme.BEGIN, readme.END))
+        text = "before\n%s\nold\n%s\nafter\n" % readme.marks("speed")
+        begin, end = readme.marks("speed")
+        self.assertEqual(readme.replaced(text, "speed", "new"), "before\n%s\nnew\n%s\nafter\n" % (begin, end))
 
     def test_a_text_without_marks_is_refused(self):
         with self.assertRaises(ValueError):
-            readme.replaced("no marks", "new")
+            readme.replaced("no marks", "speed", "new")
+
+    def test_a_measured_number_outside_of_the_blocks_is_found(self):
+        block = "%s\nreads 900 tokens/s\n%s\n" % readme.marks("speed")
+        for number in ("948 tokens/s", "0.26 s", "146 ms", "590 MB", "8.5x", "58 %", "1.6 times", "7,581.5 s", "40 minutes", "3 GB/s"):
+            found, _ = readme.unexplained("It has 0.5B in 4-bit, 16K and 128.\n%sIt takes %s here.\n" % (block, number), [])
+            self.assertEqual([n for n, _ in found], [number])
+        self.assertEqual(readme.unexplained("Qwen2.5, version 1.2, 193 pages, -s, 8 layers, 2 sessions", []), ([], []))
+
+    def test_an_allowed_number_is_allowed_where_it_stands_only(self):
+        allowed = [{"text": "model (491 MB)", "why": "w"}]
+        self.assertEqual(readme.unexplained("model (491 MB)", allowed), ([], []))
+        self.assertEqual(readme.unexplained("peak memory 491 MB", allowed), ([("491 MB", "peak memory 491 MB")], ["model (491 MB)"]))
+
+    def test_each_allowed_number_has_its_reason(self):
+        self.assertTrue(all(len(e["why"]) > 10 for e in readme.allowed_numbers()))
+
+    def test_each_block_stands_in_the_readme_and_has_figures(self):
+        with open(readme.README, encoding="utf-8") as file:
+            text = file.read()
+        for name in readme.readme_blocks.BLOCKS:
+            self.assertRegex(readme.pattern(name).search(text).group(1), r"\d\.\d")
 
     def test_each_loss_of_the_committed_report_has_its_reason(self):
         for path in glob.glob(os.path.join(ROOT, "bench", "results", "*", "report.md")):
