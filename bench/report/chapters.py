@@ -15,6 +15,7 @@ import engines as eng
 import figures
 import plots
 import program
+import scale
 import stats
 import tasks
 from words import get, of, quantity, score, times, unique, with_spread
@@ -279,97 +280,6 @@ def cost_pictures(rows, model):
     return [("svg", [p for p in out if p])]
 
 
-def scale(rows, found, model):
-    mine = of(found, model, "fit")
-    if not mine:
-        return [("p", "**No fit**: it needs three lengths.")]
-    measured = sorted({r["n_tokens"] for r in figures.costs_of(rows, model)})
-    out = [("p", "Power laws fitted to the medians by length (least squares in the logarithms), %s to %s tokens measured; for "
-            "engines with a budget only lengths with the same budget. Figures at 1M and 10M tokens are **extrapolated, not "
-            "measured**, %.0f and %.0f times beyond the longest text: they hold as far as the exponent does, and exponents grow "
-            "with attention's share, which fixed costs hide below a few thousand tokens. \"No law\": an exponent below 0.5 is that "
-            "of fixed costs, a scatter above 0.5 that of a busy hour. Engines that stop at the trained "
-            "length cannot go there at all. What `infllm` costs with its defaults is extrapolated below from longer texts." % (
-                plots.size(measured[0]), plots.size(measured[-1]), figures.FAR_AWAY[0] / measured[-1],
-                figures.FAR_AWAY[1] / measured[-1]))]
-    lines = []
-    for field, title in (("first_s", "first question"), ("restart_s", "after a restart"), ("disk_bytes", "on disk"),
-                         ("n_computed", "tokens computed")):
-        for name in [n for n in eng.NAMES if get(found, model, "fit", field, n, "exponent")]:
-            e = get(found, model, "fit", field, name, "exponent")
-            goes = name.startswith(("infllm", "rag-"))
-            far = [quantity(get(found, model, "fit", field, name, "at %d, extrapolated" % n)) or "no law"
-                   if goes else "beyond the model" for n in figures.FAR_AWAY]
-            err = get(found, model, "fit", field, name, "error of the logarithm")
-            lines.append([title, name, "n^%.2f" % e["value"], "%.2f" % err["value"], e["n"]] + far)
-    out.append(("table", ["cost", "engine", "law", "scatter (log)", "lengths", "1M tokens", "10M tokens"], lines))
-    return out + [("svg", law_pictures(rows, model))] + earlier()
-
-
-def law_pictures(rows, model):
-    out = []
-    for field, title, label in (("first_s", "First question", "s to first token"), ("restart_s", "After a restart", "s"),
-                                ("disk_bytes", "On disk", "bytes")):
-        laws_of = {}
-        for name in figures.names_in(figures.costs_of(rows, model)):
-            points = figures.fit_points(rows, model, name, field)
-            fit = stats.power_fit(points)
-            if fit and figures.is_telling(fit):
-                laws_of[name] = (points, fit)
-        out.append(plots.laws(title + ": fitted, dotted where nothing was measured", laws_of, "tokens of the text", label,
-                              figures.FAR_AWAY[1]))
-    return [p for p in out if p]
-
-
-def earlier_groups():
-    """(what, tokens, unit) -> values, of bench/speed_long.py on this kind of machine."""
-    groups = {}
-    names = {"read, to be asked": "read"}
-    for path in sorted(glob.glob(os.path.join(RESULTS, "speed_long", "*-%s*.csv" % program.cpu_slug()))):
-        with open(path, newline="", encoding="utf-8") as file:
-            for r in csv.DictReader(file):
-                what = names.get(r["what"], r["what"])
-                if what in ("read", "first", "store on disk", "peak memory, reading", "anonymous memory, asking"):
-                    groups.setdefault((what, int(r["tokens"]), r["unit"]), []).append(float(r["value"]))
-    return groups
-
-
-def earlier():
-    """Longer texts than this report's run reached, and what 10M tokens would cost by them."""
-    groups = earlier_groups()
-    if not groups:
-        return []
-    lines = []
-    for (what, n, unit), values in sorted(groups.items()):
-        v, low, high = stats.spread(values)
-        f = {"value": v, "low": low, "high": high, "unit": unit, "n": len(values)}
-        lines.append([what, plots.size(n), with_spread(f) + (" tokens/s" if unit == "tokens/s" else ""), len(values)])
-    out = [("h", 3, "Longer texts, from earlier runs"), ("p", "Of `bench/results/speed_long/`, by `bench/speed_long.py` with "
-            "`infllm` as it is by default and the 0.5B model: other commits, other hours. \"first\" is the first token of a new "
-            "process."), ("table", ["what", "tokens", "value", "n"], lines)]
-    return out + extrapolated(groups)
-
-
-def extrapolated(groups):
-    far, words = figures.FAR_AWAY[1], []
-    fit = stats.power_fit([(n, n / stats.spread(v)[0]) for (what, n, _), v in groups.items() if what == "read"])
-    if fit:
-        words.append("reading grows as %s over %s to %s tokens (%d lengths), so 10M tokens would take about %.1f hours" % (
-            fit, plots.size(fit.least), plots.size(fit.most), fit.n, fit.at(far) / 3600))
-    disk = {n: stats.spread(v)[0] / n for (what, n, _), v in groups.items() if what == "store on disk"}
-    if disk:
-        words.append("the store takes %s bytes a token, so about %.0f GB" % (
-            " and ".join("%.0f (at %s)" % (v, plots.size(n)) for n, v in sorted(disk.items())), disk[max(disk)] * far / 1e9))
-    anon = [stats.spread(v)[0] for (what, _, _), v in sorted(groups.items()) if what == "anonymous memory, asking"]
-    if anon:
-        words.append("each process that asks holds some %.0f MB of its own (at %d lengths) beside the mapped model and store, "
-                     "which all readers share: the store is there once, however many ask" % (anon[-1] / 1e6, len(anon)))
-    if not words:
-        return []
-    return [("p", "**Extrapolated to 10M tokens, with the 0.5B model: %s.** Nothing beyond 256K tokens was measured here, nor "
-             "several readers at once." % "; ".join(words))]
-
-
 # ---- Where kvfold is worse, video, method ----
 
 def reasons():
@@ -447,7 +357,7 @@ def not_run(rows, found, about):
     failed = [r for r in rows if "error" in r]
     out += ["Failed: %s on %s: %s" % (r["engine"], r["id"], r["error"]) for r in failed[:20]]
     out.append("Contracts as a task of their own (the data folder has none), needles beyond the lengths shown, more than one seed, "
-               "many readers of one store, a GPU.")
+               "a GPU.")
     return [("list", out)]
 
 
@@ -457,7 +367,7 @@ def all_of(rows, found, about, sources):
         out += [("h", 2, "Quality, %s" % model)] + quality(found, model) + peer(found, model) + needles(found, model) +\
             likelihood(found, model)
         out += [("h", 2, "Cost, %s" % model)] + costs(rows, found, model)
-        out += [("h", 2, "Scale, %s" % model)] + scale(rows, found, model)
+        out += [("h", 2, "Scale, %s" % model)] + scale.chapter(rows, found, model, sources)
     out += [("h", 2, "Where kvfold is worse")] + worse(found)
     out += [("h", 2, "Other measurements")] + chapter_others.chapter(sources)
     out += [("h", 2, "Video")] + video() + [("h", 2, "How it was measured")] + method()

@@ -10,6 +10,7 @@ import csv
 import statistics
 
 import engines as eng
+import scale
 import stats
 
 FIELDS = ["model", "section", "row", "engine", "figure", "value", "low", "high", "n", "better", "unit"]
@@ -208,46 +209,30 @@ def cost_points(rows, model, engine, field):
     return out
 
 
-FITTED = ["first_s", "second_s", "restart_s", "disk_bytes", "n_computed"]
-TELLING = 0.5  # a smaller exponent is that of fixed costs, a larger error that of the hour: neither says what comes far away
-FAR_AWAY = [1 << 20, 10 * (1 << 20)]
-ONE_SETTING = ("full", "lazyllm", "lazyllm-fast", "llama.cpp", "llama.cpp+slot")
+READERS = {"first_s": ("low", "s"), "slowest_s": ("low", "s"), "all_tps": ("high", "tokens/s"), "rss_bytes": ("low", "bytes"),
+           "pss_bytes": ("low", "bytes"), "all_pss_bytes": ("low", "bytes"), "same": ("high", ""), "correct": ("high", "")}
 
 
-def fit_points(rows, model, engine, field):
-    """[(tokens, median)] measured with one setting: a law does not go through a change of the budget."""
-    points = [p[:2] for p in cost_points(rows, model, engine, field)]
-    if engine in ONE_SETTING:
-        return points
-    far = [p for p in points if p[0] >= eng.FAR]
-    return far if len(far) >= 3 else [p for p in points if p[0] < eng.FAR]
-
-
-def is_telling(fit):
-    return fit.exponent >= TELLING and fit.error <= TELLING
-
-
-def fits(model, rows):
-    out = []
-    for name in names_in(costs_of(rows, model)):
-        for field in FITTED:
-            fit = stats.power_fit(fit_points(rows, model, name, field))
-            if not fit:
-                continue
-            out.append(figure(model, "fit", field, name, "exponent", fit.exponent, fit.n))
-            out.append(figure(model, "fit", field, name, "error of the logarithm", fit.error, fit.n))
-            for n in FAR_AWAY if is_telling(fit) else []:
-                out.append(figure(model, "fit", field, name, "at %d, extrapolated" % n, fit.at(n), fit.n, "",
-                                  COSTS[field][1]))
+def readers(model, rows):
+    """Several processes that ask one store at the same time; a row of the figures is "tokens x processes"."""
+    mine, out = [r for r in rows if r["kind"] == "readers" and r["model"] == model and "error" not in r], []
+    for key in sorted({(r["n_tokens"], r["n_readers"]) for r in mine}):
+        some = [r for r in mine if (r["n_tokens"], r["n_readers"]) == key]
+        for field, (better, unit) in READERS.items():
+            values = [r[field] for r in some if r.get(field) is not None]
+            if values:
+                out.append(figure(model, "readers", "%d x %d" % key, some[0]["engine"], field, stats.spread(values), len(values),
+                                  better, unit))
     return out
 
 
-def everything(rows):
+def everything(rows, sources=()):
     loads = stats.spread([r["load"] for r in rows])
     out = [figure("", "run", "all", "", "load of the machine", loads, len(rows))] if loads else []
     for model in models_of(rows):
-        for make in (quality, paired, same_as_llama, needle_grid, likelihood, cost, fits):
+        for make in (quality, paired, same_as_llama, needle_grid, likelihood, cost, readers):
             out += make(model, rows)
+        out += scale.fits(model, rows, sources)
     return out
 
 

@@ -71,7 +71,8 @@ def markdown_block(block):
 
 
 def write(folder, rows, about):
-    found, sources = figures.everything(rows), others.sources(about)
+    sources = others.sources(about)
+    found = figures.everything(rows, sources)
     figures.write_csv(os.path.join(folder, "figures.csv"), found + [f for s in sources for f in s.figures])
     blocks = [b for b in chapters.all_of(rows, found, about, sources) if b[0] != "svg" or b[1]]
     title = html.escape(blocks[0][2])

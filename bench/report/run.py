@@ -12,6 +12,7 @@ Parts      fast     the set fast30 of the data folder (--data or $KVFOLD_DATA; S
            likelihood  of how its texts go on
            needles     one fact in a long text, over depth and length
            costs       first and second question, restart, memory and disk, by length; at least 3 rounds for a ratio
+           readers     several processes that ask one store at the same time
 
 Rows go to OUT/rows.jsonl as they come; a stopped run goes on. At the end, or with --report, OUT gets report.html,
 report.md and figures.csv. --quick is for continuous integration: no data folder, and a random model of the test data
@@ -30,10 +31,11 @@ import engines as eng
 import measure
 import page
 import program
+import readers
 import tasks
 from program import say
 
-PARTS = ["fast", "costs", "needles", "tasks", "likelihood"]
+PARTS = ["fast", "costs", "readers", "needles", "tasks", "likelihood"]
 MODELS = ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
 TINY = os.path.join(program.ROOT, "tests", "data", "tiny", "qwen2.gguf")
 
@@ -45,6 +47,7 @@ class Plan:
         self.minutes, self.engines, self.parts = args.minutes, args.engines, args.parts
         self.per_task, self.longest, self.rounds = args.per_task, args.longest, args.rounds
         self.cost_lengths, self.llama_to, self.llama_answers_to = args.cost_lengths, args.llama_to, args.llama_answers_to
+        self.readers, self.reader_tokens = args.readers, args.reader_tokens
         depths = [0.05, 0.25, 0.5, 0.75, 0.95]
         self.needles = [(t, n, depths if n < 16384 else depths[::2]) for t in ("niah_single", "passkey")
                         for n in args.needle_lengths]
@@ -57,6 +60,7 @@ class Plan:
         self.cost_lengths = sorted({min(n, most // 2) for n in self.cost_lengths} | {most // 4, most})
         self.needles = [("passkey", most // 2, [0.1, 0.9])]
         self.llama_to = self.llama_answers_to = most
+        self.reader_tokens = [most // 2]
 
 
 def have_model(name):
@@ -112,6 +116,7 @@ def open_model(args, plan, rows, path, commit):
 def run_model(bench, plan, data):
     texts = measure.Texts(bench.kvfold, data)
     steps = {"fast": lambda: bench.answers("fast", fast30(data)),
+             "readers": lambda: readers.run(bench, plan, data),
              "needles": lambda: bench.answers("needles", needles(plan, bench.kvfold, data)),
              "tasks": lambda: bench.answers("tasks", from_tasks(plan, data)),
              "likelihood": lambda: bench.likelihoods(tasks.likelihoods(data, plan.longest))}
@@ -163,6 +168,8 @@ def parse():
     parser.add_argument("--longest", type=int, default=16384, help="text of a task, tokens (%(default)s)")
     parser.add_argument("--needle-lengths", type=sizes, default=sizes("4K,8K,16K"), help="(4K,8K,16K)")
     parser.add_argument("--cost-lengths", type=sizes, default=sizes("1K,2K,4K,8K,16K"), help="(1K,2K,4K,8K,16K)")
+    parser.add_argument("--readers", type=sizes, default=[1, 2, 4, 8], help="processes at once (1,2,4,8)")
+    parser.add_argument("--reader-tokens", type=sizes, default=sizes("16K"), help="of the store they ask (16K)")
     parser.add_argument("--rounds", type=int, default=3, help="of the costs (%(default)s)")
     parser.add_argument("--llama-to", type=int, default=4096, help="longest text that llama.cpp is timed on (%(default)s)")
     parser.add_argument("--llama-answers-to", type=int, default=1500, help="... and answers about (%(default)s)")
@@ -187,9 +194,9 @@ def parse():
 def settle(args):
     """What --quick means, and what is not given."""
     if args.quick:
-        args.parts, args.rounds, args.per_task, args.data = ["costs", "needles"], 3, 0, None
+        args.parts, args.rounds, args.per_task, args.data = ["costs", "readers", "needles"], 3, 0, None
         args.cost_lengths, args.needle_lengths, args.llama_to = [512, 1024, 2048], [2048], 512
-        args.minutes = args.minutes or 11
+        args.readers, args.reader_tokens, args.minutes = [1, 2, 4], [2048], args.minutes or 11
         args.model = args.model or [have_model(MODELS[0]) or TINY]
         if args.model == [TINY]:
             say("SKIP real answers: %s is not in the cache; a random model of the test data takes its place, so scores "

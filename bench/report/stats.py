@@ -96,6 +96,39 @@ def power_fit(points):
     return Fit(math.exp(a), b, error, len(points), min(x for x, _ in points), max(x for x, _ in points))
 
 
+class Line:
+    """value = base + slope * n; error: root mean square of the relative errors."""
+
+    def __init__(self, base, slope, error, n, least, most):
+        self.base, self.slope, self.error, self.n = base, slope, error, n
+        self.least, self.most = least, most
+
+    def at(self, x):
+        return self.base + self.slope * x
+
+    def __str__(self):
+        return "a + b n"
+
+
+def line_fit(points):
+    """Fixed cost and cost a token, both at least 0, least squares of the relative errors; None with fewer than 3
+    different x."""
+    points = [(x, y) for x, y in points if x > 0 and y > 0]
+    if len({x for x, _ in points}) < 3:
+        return None
+    # y = a + b x, each row over y: 1 = a / y + b x / y.
+    u, v = [1 / y for _, y in points], [x / y for x, y in points]
+    uu, uv, vv = (sum(p * q for p, q in zip(*two)) for two in ((u, u), (u, v), (v, v)))
+    det = uu * vv - uv * uv
+    a, b = (vv * sum(u) - uv * sum(v)) / det, (uu * sum(v) - uv * sum(u)) / det
+    if a < 0:
+        a, b = 0.0, sum(v) / vv
+    if b < 0:
+        a, b = sum(u) / uu, 0.0
+    error = math.sqrt(sum((a * p + b * q - 1) ** 2 for p, q in zip(u, v)) / len(points))
+    return Line(a, b, error, len(points), min(x for x, _ in points), max(x for x, _ in points))
+
+
 def pareto(points):
     """Names of the points (name, cost, score) that no other beats in one and equals in the other."""
     front = []

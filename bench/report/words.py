@@ -38,7 +38,7 @@ def quantity(f):
         return ""
     v, unit = f["value"], f["unit"]
     if unit == "bytes":
-        return "%.0f MB" % (v / 1e6) if v >= 1e6 else "%.0f kB" % (v / 1e3) if v else "0"
+        return "%.1f GB" % (v / 1e9) if v >= 1e10 else "%.0f MB" % (v / 1e6) if v >= 1e6 else "%.0f kB" % (v / 1e3) if v else "0"
     if unit == "s":
         return ("%.3f s" if v < 1 else "%.2f s" if v < 100 else "%.0f s") % v
     return "%.3g" % v if v < 1000 else "%.0f" % v

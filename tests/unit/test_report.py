@@ -28,6 +28,7 @@ import page  # noqa: E402
 import plots  # noqa: E402
 import rag  # noqa: E402
 import readme  # noqa: E402
+import scale  # noqa: E402
 import stats  # noqa: E402
 import tasks  # noqa: E402
 
@@ -89,6 +90,20 @@ class Statistics(unittest.TestCase):
         self.assertAlmostEqual(fit.at(1 << 20) / (3e-6 * (1 << 20) ** 1.7), 1.0, places=9)
         self.assertAlmostEqual(fit.error, 0.0, places=6)
 
+    def test_a_fixed_cost_and_a_cost_a_token_are_found_again(self):
+        line = stats.line_fit([(n, 0.25 + 1e-3 * n) for n in (16, 256, 65536, 1 << 20)])
+        self.assertAlmostEqual(line.base, 0.25, places=9)
+        self.assertAlmostEqual(line.slope, 1e-3, places=12)
+        self.assertAlmostEqual(line.error, 0.0, places=9)
+
+    def test_neither_part_of_a_line_is_negative(self):
+        rising, falling = ((stats.line_fit([(n, v) for n, v in zip((1, 2, 4), y)])) for y in ((1, 3, 9), (9, 3, 1)))
+        self.assertEqual(rising.base, 0.0)
+        self.assertEqual(falling.slope, 0.0)
+        self.assertGreater(rising.slope, 1.0)
+        self.assertTrue(1.0 < falling.base < 9.0)
+        self.assertIsNone(stats.line_fit([(1, 1.0), (2, 2.0)]))
+
     def test_two_lengths_make_no_law(self):
         self.assertIsNone(stats.power_fit([(1, 1.0), (2, 2.0), (2, 2.1)]))
 
@@ -126,7 +141,7 @@ class Figures(unittest.TestCase):
         self.assertEqual([(f["engine"], f["value"], f["n"]) for f in found], [("window", 0.5, 3)])
 
     def test_figures_come_back_from_their_file(self):
-        found = figures.everything([cost("full", n, i, n * 1e-3) for n in (1024, 2048, 4096) for i in range(3)])
+        found = figures.everything([dict(cost("full", n, i, n * 1e-3), read_tps=1e3) for n in (1024, 2048, 4096) for i in range(3)])
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "figures.csv")
             figures.write_csv(path, found)
@@ -148,6 +163,39 @@ class Figures(unittest.TestCase):
         self.assertIn(("infllm", "full"), [(f["engine"], o["engine"]) for f, o in figures.worse(found)])
         wins = [f["value"] for f in found if f["figure"] == "losses against full" and f["row"] == figures.ALL]
         self.assertEqual(wins, [7])
+
+
+class Scale(unittest.TestCase):
+    def source(self, values):
+        rows = [{"model": "m", "policy": "infllm", "what": "read", "tokens": str(n), "unit": "tokens/s", "value": str(v)}
+                for n, v in values]
+        source = others.Source(os.path.join(others.RESULTS, "speed_long", "x.csv"), rows)
+        source.figures = others.speed_long("speed_long/x.csv", rows)
+        return source
+
+    def rows(self, lengths):
+        return [dict(cost("infllm", n, i, n * 1e-3), read_tps=1000.0) for n in lengths for i in range(3)]
+
+    def test_longer_runs_carry_the_law_and_short_texts_of_another_budget_do_not(self):
+        points = scale.points(self.rows([1024, 8192]), [self.source([(1 << 18, 500.0), (1 << 20, 250.0)])], "m", "infllm", "read_s")
+        self.assertEqual(points, [(8192, 8.192), (1 << 18, (1 << 18) / 500), (1 << 20, (1 << 20) / 250)])
+
+    def test_what_is_measured_at_1m_is_not_extrapolated(self):
+        found = figures.everything(self.rows([8192]), [self.source([(1 << 18, 500.0), (1 << 20, 250.0)])])
+        names = {f["figure"] for f in found if f["section"] == "fit" and f["row"] == "read_s"}
+        self.assertFalse([n for n in names if n.startswith("at 1048576,")])
+        self.assertTrue([n for n in names if n.startswith("at 10485760,")])
+
+    def test_texts_below_8k_alone_are_not_carried_on(self):
+        found = figures.everything(self.rows([512, 1024, 4096]))
+        self.assertTrue([f for f in found if f["section"] == "fit"])
+        self.assertFalse([f for f in found if f["figure"].startswith("at ")])
+
+    def test_readers_are_shown_by_their_worst_round(self):
+        rows = [dict(cost("infllm", 4096, i, 1.0), kind="readers", n_readers=4, slowest_s=2.0, all_tps=9.0, same=1.0 - 0.25 * (i == 1),
+                     correct=1.0) for i in range(3)]
+        block = scale.reader_table(figures.everything(rows), "m")[-1]
+        self.assertEqual(block[2][0][:3] + block[2][0][-2:], ["4K", 4, 3, "75 %", "100 %"])
 
 
 class Plan(unittest.TestCase):
@@ -379,6 +427,11 @@ class QuickRun(unittest.TestCase):
                 rows = [json.loads(line) for line in file]
             self.assertFalse([r["error"] for r in rows if "error" in r])
             self.assertEqual({r["engine"] for r in rows}, {"full", "window", "infllm", "lazyllm", "rag-bm25"})
+            of_readers = [r for r in rows if r["kind"] == "readers"]
+            self.assertEqual(sorted(r["n_readers"] for r in of_readers), [1, 1, 1, 2, 2, 2, 4, 4, 4])
+            self.assertEqual({r["same"] for r in of_readers}, {1.0}, "a reader said something else than the lone one")
+            for r in of_readers:
+                self.assertLessEqual(r.get("pss_bytes", 0), r.get("rss_bytes", 0))
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
             with open(os.path.join(out, "rows.jsonl"), encoding="utf-8") as file:
                 self.assertEqual(len(file.readlines()), len(rows))
