@@ -3,7 +3,9 @@
  * The text is tokenised with the model's BOS rule and control tokens read. The first token is
  * given, every other one is scored. A text longer than the context is cut into windows of that
  * many tokens that do not overlap; each begins with BOS if the model's rule says so, and its first
- * token of text is scored only if there is a BOS before it.
+ * token of text is scored only if there is a BOS before it. With --given there is one window: that text is
+ * read like a prompt, so a policy that drops tokens after a prompt has dropped them, and then every token of
+ * FILE is scored.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <inttypes.h>
@@ -19,6 +21,7 @@
 #include "report.h"
 
 typedef struct perplexity_options {
+    char *given;
     bool json, positions;
 } perplexity_options;
 
@@ -29,19 +32,23 @@ static const arg_row perplexity_rows[] = {
       "also a line per position: position, token, log-probability of the next token, the five most likely "
       "next "
       "tokens as id:log-probability" },
+    { "--given", 0, "FILE", ARG_TEXT, offsetof(perplexity_options, given), NULL, 0, 0, NULL,
+      "read this text first, as a prompt; score only what follows it" },
     { 0 },
 };
 
 static const arg_command perplexity_command = {
     .name = "perplexity",
-    .synopsis = "[-m MODEL] [--json] [-c N] FILE | -",
+    .synopsis = "[-m MODEL] [--json] [-c N] [--given FILE] FILE | -",
     .summary = "measure how well a model predicts a text",
     .details =
         "Prints the mean negative log-likelihood per token (natural logarithm) and its exponential. A text\n"
-        "longer than the context is scored in windows of -c tokens, each for itself.",
+        "longer than the context is scored in windows of -c tokens, each for itself. With --given nothing is cut:\n"
+        "both texts must fit, and --policy has dropped from the first what it drops after a prompt.",
     .examples = "  kvfold perplexity book.txt\n"
                 "  kvfold perplexity -m model.gguf -c 2048 --json book.txt\n"
-                "  kvfold perplexity --positions --precision f32 prose.txt",
+                "  kvfold perplexity --positions --precision f32 prose.txt\n"
+                "  kvfold perplexity --policy snapkv --given chapters.txt next-page.txt",
     .operand = "One file at a time.",
     .max_operands = 1,
 };
@@ -50,8 +57,8 @@ typedef struct run {
     perplexity_options o;
     engine_options eo;
     engine e;
-    token_list text;
-    kvf_score *scores; /* [n_ctx] */
+    token_list given, text;
+    kvf_score *scores; /* [n_ctx], or [text] after a given one */
     double nll;        /* sum */
     int64_t n_scored;
 } run;
@@ -84,15 +91,17 @@ static void print_position(int64_t pos, kvf_token token, const kvf_score *next, 
     putchar('\n');
 }
 
-/* Score one window; first: position of its first token in the text. */
+/* Score one window; first: position of its first token in the text. Its first token is scored only if
+ * something was given before it. */
 static kvf_status score_window(run *r, const kvf_token *tokens, int64_t n, int64_t first, kvf_error *err)
 {
     engine *e = &r->e;
     interrupt_attach(e->session);
     kvf_status rc = kvf_session_score(e->session, tokens, n, r->scores, err);
     if (rc != KVF_OK) return rc;
-    for (int64_t i = 1; i < n; i++) r->nll -= (double)r->scores[i].logprob;
-    r->n_scored += n - 1;
+    int64_t begin = r->given.n ? 0 : 1;
+    for (int64_t i = begin; i < n; i++) r->nll -= (double)r->scores[i].logprob;
+    r->n_scored += n - begin;
     if (!r->o.positions) return KVF_OK;
     for (int64_t i = 0; i + 1 < n; i++) print_position(first + i, tokens[i], &r->scores[i + 1], false);
     float *logits = NULL;
@@ -134,6 +143,24 @@ static kvf_status score_all(run *r, kvf_error *err)
     return rc;
 }
 
+/* The given text as a prompt, then all of the other. */
+static kvf_status score_after(run *r, kvf_error *err)
+{
+    engine *e = &r->e;
+    if (r->given.n + r->text.n > e->n_ctx)
+        return report_fail(err, KVF_ERR_LIMIT, "The two texts have %lld tokens, the context holds %lld; shorten --given or give -c.",
+                           (long long)(r->given.n + r->text.n), (long long)e->n_ctx);
+    r->scores = calloc((size_t)r->text.n, sizeof *r->scores);
+    if (!r->scores)
+        return report_fail(err, KVF_ERR_NOMEM, "Not enough memory for %lld scores.", (long long)r->text.n);
+    progress_start(&e->bar, "Scoring", e->quiet || (r->o.positions && report_is_terminal(stdout)));
+    interrupt_attach(e->session);
+    kvf_status rc = kvf_session_sync(e->session, r->given.v, r->given.n, err);
+    if (rc == KVF_OK) rc = score_window(r, r->text.v, r->text.n, r->given.n, err);
+    progress_clear(&e->bar);
+    return rc;
+}
+
 static kvf_status print_result(const run *r, kvf_error *err)
 {
     double mean = r->nll / (double)r->n_scored;
@@ -148,6 +175,7 @@ static kvf_status print_result(const run *r, kvf_error *err)
     kvf_stats stats = { .size = sizeof stats };
     kvf_session_stats(r->e.session, &stats, NULL);
     cJSON *o = cJSON_CreateObject();
+    json_int(o, "n_given", r->given.n);
     json_int(o, "n_tokens", r->text.n);
     json_int(o, "n_scored", r->n_scored);
     json_real(o, "mean_nll", mean);
@@ -155,24 +183,41 @@ static kvf_status print_result(const run *r, kvf_error *err)
     json_int(o, "n_ctx", r->e.n_ctx);
     json_text(o, "cpu", stats.cpu, (size_t)-1);
     json_text(o, "kernels", stats.kernels, (size_t)-1);
+    json_text(o, "policy", stats.policy, (size_t)-1);
     return json_print(o) ? KVF_OK : report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the JSON output.");
+}
+
+static kvf_status tokens_of(run *r, const char *path, int flags, token_list *out, kvf_error *err)
+{
+    buffer text = { .max = DOC_LIMIT };
+    kvf_status rc = buffer_read_file(&text, path, err);
+    if (rc == KVF_OK) rc = prompt_tokenize(out, r->e.model, buffer_text(&text), text.n, flags | KVF_TOKENIZE_SPECIAL, err);
+    buffer_free(&text);
+    return rc;
+}
+
+static kvf_status read_texts(run *r, const char *path, kvf_error *err)
+{
+    kvf_status rc = KVF_OK;
+    if (r->o.given) rc = tokens_of(r, r->o.given, KVF_TOKENIZE_BOS, &r->given, err);
+    if (rc == KVF_OK && r->o.given && !r->given.n)
+        rc = report_fail(err, KVF_ERR_ARG, "The text of --given is empty; leave the option out.");
+    if (rc == KVF_OK) rc = tokens_of(r, path, r->o.given ? 0 : KVF_TOKENIZE_BOS, &r->text, err);
+    if (rc == KVF_OK && r->o.given && !r->text.n)
+        rc = report_fail(err, KVF_ERR_ARG, "The text after --given is empty; there is nothing to score.");
+    return rc;
 }
 
 static kvf_status perplexity_run(run *r, const char *path, kvf_error *err)
 {
-    buffer text = { .max = DOC_LIMIT };
-    kvf_status rc = buffer_read_file(&text, path, err);
-    if (rc == KVF_OK) rc = engine_open(&r->e, &r->eo, err);
-    if (rc == KVF_OK)
-        rc = prompt_tokenize(&r->text, r->e.model, buffer_text(&text), text.n,
-                             KVF_TOKENIZE_BOS | KVF_TOKENIZE_SPECIAL, err);
-    buffer_free(&text);
-    if (rc == KVF_OK && r->text.n < 2)
+    kvf_status rc = engine_open(&r->e, &r->eo, err);
+    if (rc == KVF_OK) rc = read_texts(r, path, err);
+    if (rc == KVF_OK && !r->given.n && r->text.n < 2)
         rc = report_fail(err, KVF_ERR_ARG, "The text has %lld tokens; at least 2 are needed to predict one.",
                          (long long)r->text.n);
     if (rc == KVF_OK && r->eo.ctx == 1) rc = report_fail(err, KVF_ERR_ARG, "--ctx must be at least 2 here.");
     if (rc == KVF_OK) rc = engine_open_session(&r->e, &r->eo, NULL, err);
-    if (rc == KVF_OK) rc = score_all(r, err);
+    if (rc == KVF_OK) rc = r->given.n ? score_after(r, err) : score_all(r, err);
     if (rc == KVF_OK) rc = print_result(r, err);
     return rc;
 }
@@ -198,6 +243,7 @@ int cmd_perplexity(int argc, char **argv)
         code = rc == KVF_OK ? EXIT_OK : report_status(&err);
     }
     engine_close(&r.e);
+    token_list_free(&r.given);
     token_list_free(&r.text);
     free(r.scores);
     args_free(groups, &operands);

@@ -188,14 +188,19 @@ def likelihood(found, model):
     mine = of(found, model, "likelihood")
     if not mine:
         return [("h", 3, "Likelihood"), ("p", "**Not run.**")]
+    out = [("h", 3, "Likelihood of how a text goes on"), ("p", "Mean negative log-likelihood in nats a token of what follows a real "
+           "text, which is read first, like a prompt without a question: what a policy drops then is gone. Lower is better; "
+           "above full: the mean over the same texts with its 95 % interval, and \"worse\" where that leaves out zero. The "
+           "next words depend mostly on the last ones, so a small difference here can still be a lost fact. Retrieval has no "
+           "question to search by and is not here; llama.cpp reads the shorter texts only, so its count is lower.")]
     lines = []
-    for name in [n for n in eng.NAMES if get(found, model, "likelihood", figures.ALL, n, "nll")]:
-        f, more = (get(found, model, "likelihood", figures.ALL, name, w) for w in ("nll", "nll above full"))
-        lines.append([name, "%.3f" % f["value"], "%+.3f (%+.3f to %+.3f)" % tuple(more[k] for k in ("value", "low", "high")),
-                      f["n"]])
-    return [("h", 3, "Likelihood of how a text goes on"), ("p", "Mean negative log-likelihood in nats a token of the last part "
-            "of real texts, given all before; lower is better. Only engines that read one way whatever is asked."),
-            ("table", ["engine", "nll", "above full (95 %)", "texts"], lines)]
+    for row in unique(f["row"] for f in mine):
+        for name in [n for n in eng.NAMES if get(found, model, "likelihood", row, n, "nll")]:
+            f, more = (get(found, model, "likelihood", row, name, w) for w in ("nll", "nll above full"))
+            sure = "" if name == "full" else "worse" if more["low"] > 0 else "better" if more["high"] < 0 else ""
+            lines.append([row, name, "%.3f" % f["value"], "%+.3f (%+.3f to %+.3f)" % tuple(more[k] for k in ("value", "low", "high"))
+                          if name != "full" else "", f["n"], sure])
+    return out + [("table", ["texts", "engine", "nll", "above full (95 %)", "n", ""], lines)]
 
 
 def needles(found, model):

@@ -41,7 +41,9 @@ POLICIES = {
     "snapkv": ("aware", "snapkv:budget=960", "snapkv:budget=6272"),
     "lazyllm": ("aware", "lazyllm", "lazyllm"),
     "lazyllm-fast": ("aware", "lazyllm:preset=fast", "lazyllm:preset=fast"),
+    "infllm+lazyllm": ("aware", "infllm:%s+lazyllm" % NEAR_INFLLM, "infllm+lazyllm"),
 }
+STORED = ("infllm", "infllm-paper")  # read once into a store, asked from there
 # name: (ranker, policy that reads the prompt, budgets a prompt holds)
 RETRIEVAL = {"rag-bm25": ("bm25", "full", 1), "rag-minilm": ("minilm", "full", 1),
              "rag-bm25+lazyllm": ("bm25", "lazyllm", 2)}
@@ -54,6 +56,7 @@ WORDS = {
     "snapkv": "after reading keeps what the question looks at (arXiv:2404.14469)",
     "lazyllm": "prunes tokens between layers, preset balanced (arXiv:2407.14057)",
     "lazyllm-fast": "the same, preset fast",
+    "infllm+lazyllm": "both at once, for one question",
     "rag-bm25": "512-token passages by BM25, the best ones fill the budget, read in full",
     "rag-minilm": "the same, ranked by embeddings of all-MiniLM-L6-v2, computed with NumPy",
     "rag-bm25+lazyllm": "twice the budget of passages, read with lazyllm",
@@ -167,14 +170,16 @@ class Engines:
                 "n_kept": kept(name, n, s["n_prompt_tokens"])}
 
     def likelihood(self, name, context, going_on, n_tokens):
-        """Of the tokens of going_on, each given all before it."""
-        n = self.kvfold.count(going_on)
-        options = ["--positions"] + self.kvfold.session(policy(name, n_tokens))
-        run = program.Run(self.kvfold.command("perplexity", *options, "-"), (context + going_on).encode())
-        scored = [float(line.split()[2]) for line in run.text.split("\n") if line and line[0].isdigit()]
-        if scored[-1] == 0:  # the last position predicts nothing that is there
-            scored.pop()
-        return {"nll": -sum(scored[-n:]) / n, "n_scored": n}
+        """Of the tokens of going_on after context, which is read as a prompt: what a policy drops then is gone."""
+        if name == "llama.cpp":
+            said = self.llama(context, [], 0, n_tokens, going_on=going_on)
+            return {"nll": said["nll"], "n_scored": said["n_scored"]}
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8", newline="") as file:
+            file.write(context)
+            file.flush()
+            options = ["--json", "--given", file.name] + self.kvfold.session(policy(name, n_tokens))
+            said = json.loads(program.Run(self.kvfold.command("perplexity", *options, "-"), going_on.encode()).text)
+        return {"nll": said["mean_nll"], "n_scored": said["n_scored"]}
 
     # ---- What two questions about one text cost ----
 
@@ -182,7 +187,7 @@ class Engines:
         before = self.joules.read()
         if name in RETRIEVAL:
             out = self.cost_retrieval(name, text, n_tokens, questions, n_write)
-        elif name.startswith("infllm"):
+        elif name in STORED:
             out = self.cost_stored(name, text, n_tokens, questions, n_write)
         else:
             out = self.cost_policy(name, text, n_tokens, questions, n_write)
@@ -272,10 +277,12 @@ class Engines:
 
     # ---- llama.cpp ----
 
-    def llama(self, text, questions, n_write, n_tokens, slot=None, restore=False, ignore_eos=False):
+    def llama(self, text, questions, n_write, n_tokens, slot=None, restore=False, ignore_eos=False,
+              going_on=None):
         order = {"model": self.kvfold.model, "threads": self.kvfold.threads, "system": SYSTEM, "text": text,
                  "questions": questions, "max_tokens": n_write, "slot": slot, "restore": restore,
-                 "ignore_eos": ignore_eos, "n_ctx": (n_tokens + 2 * n_write + 256 + 255) // 256 * 256}
+                 "ignore_eos": ignore_eos, "going_on": going_on,
+                 "n_ctx": (n_tokens + 2 * n_write + (len(going_on.encode()) if going_on else 0) + 511) // 256 * 256}
         # Its threads wait for each other spinning, which on a machine with other work costs tens of times the
         # computing: they sleep instead.
         env = dict(os.environ, OMP_WAIT_POLICY="passive")

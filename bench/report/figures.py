@@ -154,16 +154,20 @@ def needle_grid(model, rows):
 
 
 def likelihood(model, rows):
-    """Negative log-likelihood, and how much higher than full attention's on the same texts."""
-    mine, out = [r for r in rows if r["kind"] == "likelihood" and r["model"] == model and "nll" in r], []
-    names = names_in(mine)
-    for name in names:
-        both = pairs(common(mine, names), name, "full", "nll")
-        if both:
-            out.append(figure(model, "likelihood", ALL, name, "nll", stats.mean_interval([a for a, _ in both]), len(both),
-                              "low", "nats"))
-            out.append(figure(model, "likelihood", ALL, name, "nll above full", stats.mean_interval([a - b for a, b in both]),
-                              len(both), "low", "nats"))
+    """Negative log-likelihood, and how much higher than full attention's on the same texts: of texts below and from FAR
+    tokens apart, since the budget changes there."""
+    mine = [r for r in rows if r["kind"] == "likelihood" and r["model"] == model and "nll" in r and
+            r["n_tokens"] > WITHIN * eng.budget(r["n_tokens"])]
+    out = []
+    for row, some in ((ALL, mine), ("below 8K", [r for r in mine if r["n_tokens"] < eng.FAR]),
+                      ("from 8K on", [r for r in mine if r["n_tokens"] >= eng.FAR])):
+        for name in names_in(some):
+            both = pairs(some, name, "full", "nll")
+            if both:
+                out.append(figure(model, "likelihood", row, name, "nll", stats.mean_interval([a for a, _ in both]), len(both),
+                                  "low", "nats"))
+                out.append(figure(model, "likelihood", row, name, "nll above full",
+                                  stats.mean_interval([a - b for a, b in both]), len(both), "low", "nats"))
     return out
 
 

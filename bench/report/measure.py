@@ -19,7 +19,7 @@ from program import say
 
 QUESTIONS = ["What happens at the beginning?", "Who is spoken of at the end, and what do they do?"]
 N_WRITE = 17
-LIKELY = ["full", "window", "infllm", "infllm-paper"]  # those that read one way, whatever is asked
+LIKELY = list(eng.POLICIES) + ["llama.cpp"]  # retrieval has no question to search by
 
 
 class Rows:
@@ -113,14 +113,17 @@ class Bench:
     def likelihoods(self, samples):
         """Mean negative log-likelihood of what a text goes on with, in nats a token; lower is better."""
         for ident, context, going_on, n_tokens in samples:
-            names = [n for n in LIKELY if n in self.names and self.engines.fits(n, n_tokens) and
-                     self.missing("likelihood", n, ident)]
+            n = n_tokens + self.kvfold.count(going_on)
+            names = [e for e in LIKELY if e in self.names and n <= self.engines.trained and
+                     (e != "llama.cpp" or n_tokens <= self.plan.llama_to) and self.missing("likelihood", e, ident)]
             for name in self.in_turn(names):
                 if self.late(self.reserved_s):
                     return
                 got = self.attempt(lambda: {name: self.engines.likelihood(name, context, going_on, n_tokens)}, name,
                                    ident, [name])
                 self.keep("likelihood", name, ident, got[name], n_tokens=n_tokens)
+            if names:
+                say("%s %s likelihood of %s after %d tokens" % (time.strftime("%H:%M:%S"), self.model[:18], ident, n_tokens))
 
     # ---- Cost ----
 

@@ -2,7 +2,7 @@
 """peer.py - llama.cpp answers questions about a text, through llama-cpp-python, as a process of its own.
 
 Reads one JSON object from standard input: {model, threads, text, questions, system, max_tokens, ignore_eos,
-slot}, prints one. The frame is that of kvfold (ChatML, text, blank line, question). Two ways to a second question
+slot, going_on}, prints one. The frame is that of kvfold (ChatML, text, blank line, question). Two ways to a second question
 are measured: what the process still holds (prompt cache), and, with `slot`, the state after the text saved to
 that file and restored. {restore: true}: a fresh process begins with the file, as after a restart.
 
@@ -93,11 +93,28 @@ class Peer:
             sys.exit("peer.py: the state was not restored")
         return time.perf_counter() - begin, got.value
 
+    def likelihood(self):
+        """Mean negative log-likelihood of the tokens of going_on, one by one after the text."""
+        import ctypes
+        import numpy
+        self.read(self.tokenize(self.order["text"], True))
+        tokens, sum_nll = self.tokenize(self.order["going_on"], True), 0.0
+        for token in tokens:
+            at = self.api.llama_get_logits_ith(self.engine.context, -1)
+            logits = numpy.ctypeslib.as_array(ctypes.cast(at, ctypes.POINTER(ctypes.c_float)), (self.engine.n_vocab,))
+            logits = logits.astype(numpy.float64)
+            top = logits.max()
+            sum_nll += top + numpy.log(numpy.exp(logits - top).sum()) - logits[token]
+            self.engine.decode([token])
+        return {"nll": float(sum_nll) / len(tokens), "n_scored": len(tokens)}
+
     def run(self):
         order, out = self.order, {"load_s": self.load_s}
         head, text, tail = frame(order["system"], order.get("text", ""))
         self.tail = self.tokenize(tail, True)
-        if order.get("restore"):
+        if order.get("going_on"):
+            out.update(self.likelihood())
+        elif order.get("restore"):
             begin = time.perf_counter()
             out["restore_s"], out["n_text"] = self.state(order["slot"], None)
             out["answers"] = [self.answer(q, begin) for q in order["questions"][:1]]

@@ -8,7 +8,7 @@ import html
 import math
 
 COLOURS = {"full": "#1b1b1b", "window": "#999999", "snapkv": "#a6761d", "keydiff": "#66a61e", "lazyllm": "#7570b3",
-           "lazyllm-fast": "#b3a2e0", "infllm": "#0072b2", "infllm-paper": "#56b4e9", "rag-bm25": "#d55e00",
+           "lazyllm-fast": "#b3a2e0", "infllm": "#0072b2", "infllm-paper": "#56b4e9", "infllm+lazyllm": "#009e73", "rag-bm25": "#d55e00",
            "rag-minilm": "#e69f00", "rag-bm25+lazyllm": "#cc79a7", "llama.cpp": "#c0392b", "llama.cpp+slot": "#e8a39c"}
 DASHED = {"llama.cpp", "llama.cpp+slot", "rag-bm25", "rag-minilm", "rag-bm25+lazyllm"}
 SPARE = ["#117733", "#882255", "#44aa99", "#999933"]

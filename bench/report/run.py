@@ -9,7 +9,7 @@ same model (BM25; MiniLM embeddings, where the Python packages numpy and gt-all-
 
 Parts      fast     the set fast30 of the data folder (--data or $KVFOLD_DATA; SKIP without it)
            tasks       --per-task questions of every task of the data folder
-           likelihood  of how its texts go on
+           likelihood  of how texts go on, each engine after having read them: lm_nll of the data folder, pieces of books
            needles     one fact in a long text, over depth and length
            costs       first and second question, restart, memory and disk, by length; at least 3 rounds for a ratio
            readers     several processes that ask one store at the same time
@@ -45,6 +45,7 @@ class Plan:
 
     def __init__(self, args):
         self.minutes, self.engines, self.parts = args.minutes, args.engines, args.parts
+        self.likelihood_texts = args.likelihood_texts
         self.per_task, self.longest, self.rounds = args.per_task, args.longest, args.rounds
         self.cost_lengths, self.llama_to, self.llama_answers_to = args.cost_lengths, args.llama_to, args.llama_answers_to
         self.readers, self.reader_tokens = args.readers, args.reader_tokens
@@ -108,8 +109,8 @@ def open_model(args, plan, rows, path, commit):
     bench = measure.Bench(eng.Engines(kvfold, args.python, args.scratch), rows, plan, commit)
     for name, why in bench.lacking.items():
         say("SKIP %s: %s" % (name, why))
-    if not tasks.has_data(args.data) and {"fast", "tasks", "likelihood"} & set(plan.parts):
-        say("SKIP fast30, tasks and likelihood: there is no data folder; name it with --data or $KVFOLD_DATA")
+    if not tasks.has_data(args.data) and {"fast", "tasks"} & set(plan.parts):
+        say("SKIP fast30 and tasks: there is no data folder; name it with --data or $KVFOLD_DATA")
     return bench
 
 
@@ -119,7 +120,8 @@ def run_model(bench, plan, data):
              "readers": lambda: readers.run(bench, plan, data),
              "needles": lambda: bench.answers("needles", needles(plan, bench.kvfold, data)),
              "tasks": lambda: bench.answers("tasks", from_tasks(plan, data)),
-             "likelihood": lambda: bench.likelihoods(tasks.likelihoods(data, plan.longest))}
+             "likelihood": lambda: bench.likelihoods(
+                 tasks.likelihoods(data, plan.longest, plan.likelihood_texts, bench.kvfold.count))}
     rounds = list(range(plan.rounds)) if "costs" in plan.parts else []
 
     def one_round():
@@ -170,6 +172,7 @@ def parse():
     parser.add_argument("--cost-lengths", type=sizes, default=sizes("1K,2K,4K,8K,16K"), help="(1K,2K,4K,8K,16K)")
     parser.add_argument("--readers", type=sizes, default=[1, 2, 4, 8], help="processes at once (1,2,4,8)")
     parser.add_argument("--reader-tokens", type=sizes, default=sizes("16K"), help="of the store they ask (16K)")
+    parser.add_argument("--likelihood-texts", type=int, default=12, help="pieces of books, 4K tokens each (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of the costs (%(default)s)")
     parser.add_argument("--llama-to", type=int, default=4096, help="longest text that llama.cpp is timed on (%(default)s)")
     parser.add_argument("--llama-answers-to", type=int, default=1500, help="... and answers about (%(default)s)")

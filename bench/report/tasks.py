@@ -68,7 +68,21 @@ def from_data(data, task, n, longest):
     return out
 
 
-def likelihoods(data, longest):
-    """[(ident, text, what it goes on with, tokens)], short ones first."""
+def cut_from_books(data, n, count, n_tokens=4096, n_after=256):
+    """n pieces of the books, evenly spread, of about n_tokens, and what they go on with; count(text) -> tokens."""
+    kind, books = contexts.find_books(data)
+    text, out = "\n\n".join(t for _, t in sorted(books)), []
+    n_chars, n_more = int(n_tokens * 4.2), int(n_after * 4.2)
+    for i in range(n):
+        begin = text.find(" ", int((i + 0.5) / n * (len(text) - n_chars - n_more - 400))) + 1
+        cut = text.find(" ", begin + n_chars)
+        piece = text[begin:cut]
+        out.append(("%s-%02d" % (kind, i), piece, text[cut:text.find(" ", cut + n_more)], count(piece)))
+    return out
+
+
+def likelihoods(data, longest, n_cut, count):
+    """[(ident, text, what it goes on with, tokens)], short ones first: lm_nll of the data folder, and pieces of books."""
     rows = data_rows(data, "lm_nll", longest) if has_data(data) else []
-    return [(r["id"], r["context"], r["answers"][0], r["n_tokens"]) for r in sorted(rows, key=lambda r: r["n_tokens"])]
+    found = [(r["id"], r["context"], r["answers"][0], r["n_tokens"]) for r in rows] + cut_from_books(data, n_cut, count)
+    return sorted(found, key=lambda f: f[3])

@@ -559,6 +559,34 @@ class Perplexity(Cli):
         self.assertLess(parts["n_scored"], whole["n_scored"])
         self.bad("perplexity", "-m", model(), stdin=b"", says="at least 2")
 
+    def test_after_a_given_text_every_token_is_scored_as_in_the_whole(self):
+        text = " ".join("The cat number %d sat on mat %d." % (i, i * 7 % 31) for i in range(40)).encode()
+        with tempfile.TemporaryDirectory() as folder:
+            given = os.path.join(folder, "given.txt")
+
+            def after(cut, *options):
+                with open(given, "wb") as file:
+                    file.write(text[:cut])
+                return self.ok("perplexity", "-m", model(), *options, "--given", given, stdin=text[cut:])
+            whole = self.ok("perplexity", "-m", model(), "--positions", stdin=text).stdout.decode().splitlines()[:-1]
+            # A cut at which both halves have the whole's tokens.
+            for cut in [i for i in range(len(text) * 9 // 10, len(text)) if text[i:i + 1] == b" "]:
+                r = json.loads(after(cut, "--json").stdout)
+                if r["n_given"] + r["n_tokens"] == len(whole):
+                    break
+            self.assertEqual(r["n_given"] + r["n_tokens"], len(whole))
+            self.assertEqual(r["n_scored"], r["n_tokens"])
+            want = -sum(float(line.split()[2]) for line in whole[r["n_given"] - 1:-1]) / r["n_scored"]
+            self.assertAlmostEqual(r["mean_nll"], want, delta=2e-3)
+            lines = after(cut, "--positions").stdout.decode().splitlines()[:-1]
+            self.assertEqual([line.split()[:2] for line in lines], [line.split()[:2] for line in whole[r["n_given"]:]])
+            less = json.loads(after(cut, "--json", "--policy", "window:sink=4,window=64").stdout)
+            self.assertNotAlmostEqual(less["mean_nll"], r["mean_nll"], delta=2e-3)
+            self.assertIn("window:", less["policy"])
+            self.bad("perplexity", "-m", model(), "-c", "16", "--given", given, self.doc, says="--given")
+            open(given, "wb").close()
+            self.bad("perplexity", "-m", model(), "--given", given, self.doc, says="empty")
+
 
 class Inspect(Cli):
     def test_models_and_machine_are_described(self):

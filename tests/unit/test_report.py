@@ -127,6 +127,24 @@ class Figures(unittest.TestCase):
     def test_texts_within_the_budget_are_left_out(self):
         self.assertEqual(figures.quality("m", [answer("full", "q", 1.0, n_tokens=engines.NEAR_BUDGET)]), [])
 
+    def test_likelihoods_are_held_against_full_on_the_same_texts(self):
+        def row(engine, ident, nll, n_tokens=4096):
+            return dict(cost(engine, n_tokens, 0, 1.0), kind="likelihood", id=ident, nll=nll)
+        rows = [row("full", "a", 2.0), row("full", "b", 3.0, 16384), row("window", "a", 2.5), row("window", "b", 3.0, 16384),
+                row("window", "c", 9.0), row("full", "short", 1.0, 1000), row("window", "short", 9.0, 1000)]
+        above = {f["row"]: (f["value"], f["n"]) for f in figures.likelihood("m", rows)
+                 if f["engine"] == "window" and f["figure"] == "nll above full"}
+        self.assertEqual(above, {figures.ALL: (0.25, 2), "below 8K": (0.5, 1), "from 8K on": (0.0, 1)})
+
+    def test_pieces_of_books_go_on_where_they_end(self):
+        found = tasks.cut_from_books(None, 3, lambda text: len(text) // 4)
+        self.assertEqual(len({f[1] for f in found}), 3)
+        _, books = tasks.contexts.find_books(None)
+        whole = "\n\n".join(t for _, t in sorted(books))
+        for _, piece, after, n in found:
+            self.assertIn(piece + after, whole)
+            self.assertTrue(n > 3000 and len(after) > 800)
+
     def test_a_failed_row_is_no_score(self):
         rows = [answer("full", "q", 1.0)]
         del rows[0]["score"]
