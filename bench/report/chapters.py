@@ -359,6 +359,7 @@ def not_run(rows, found, about):
             ", ".join(t for t in want if t not in done) or "none"))
     for model, why in about.get("lacking", {}).items():
         out += ["`%s`, %s: %s." % (short(model), name, text) for name, text in why.items()]
+    out += about.get("left_out", [])
     failed = [r for r in rows if "error" in r]
     out += ["Failed: %s on %s: %s" % (r["engine"], r["id"], r["error"]) for r in failed[:20]]
     out.append("Contracts as a task of their own (the data folder has none), needles beyond the lengths shown, more than one seed, "

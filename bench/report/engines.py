@@ -111,7 +111,19 @@ class Engines:
     def __init__(self, kvfold, python, scratch=None):
         self.kvfold, self.python, self.scratch = kvfold, python, scratch
         self.trained, self.joules = kvfold.info["n_ctx_train"], Joules()
-        self.indexes = {}
+        self.indexes, self.printed = {}, {}
+
+    def settings(self, name, n_tokens):
+        """What the program says that this policy is, every option spelt out: rows of other settings do not count. '' for
+        llama.cpp, whose settings do not change."""
+        if name.startswith("llama.cpp"):
+            return ""
+        spec = policy(name, n_tokens)
+        if spec not in self.printed:
+            run = program.Run(self.kvfold.command("perplexity", "--json", "--policy", spec, "-"), b"One, two, three.")
+            self.printed[spec] = json.loads(run.text)["policy"]
+        how = "%s, %d tokens: " % (RETRIEVAL[name][0], budget(n_tokens) * RETRIEVAL[name][2]) if name in RETRIEVAL else ""
+        return how + self.printed[spec]
 
     def lacking(self):
         """name -> the sentence that says why it cannot run here."""

@@ -34,6 +34,24 @@ def figure(model, section, row, engine, name, value, n, better="", unit=""):
             "low": v[1], "high": v[2], "n": n, "better": better, "unit": unit}
 
 
+def fresh(rows):
+    """(rows of today's settings, the newest of each; what was left out, in words). Of an engine, model and budget the
+    newest row that names its settings says which they are; rows that name none count."""
+    newest, today = {}, {}
+    for r in sorted(rows, key=lambda r: r["date"]):
+        if r.get("spec") is not None and r.get("n_tokens"):
+            today[(r["model"], r["engine"], r["n_tokens"] < eng.FAR)] = r["spec"]
+    gone = {}
+    for r in sorted(rows, key=lambda r: r["date"]):
+        spec = today.get((r["model"], r["engine"], (r.get("n_tokens") or 0) < eng.FAR))
+        if r.get("spec") is not None and r["spec"] != spec:
+            gone[r["engine"]] = gone.get(r["engine"], 0) + 1
+            continue
+        newest[(r["kind"], r["model"], r["engine"], r["id"], r.get("round"), r.get("part"))] = r
+    return list(newest.values()), ["%d rows of `%s` left out: measured with other settings than its newest row." % (n, engine)
+                                   for engine, n in sorted(gone.items())]
+
+
 def models_of(rows):
     return list(dict.fromkeys(r["model"] for r in rows))
 

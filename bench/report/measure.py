@@ -1,7 +1,8 @@
 """measure.py - runs what the plan names, engines in turn, and keeps every row as soon as it is there.
 
 A row is a JSON object in rows.jsonl: kind "answer" (one engine, one question) or "cost" (one engine, one length,
-one round). What is there is not run again, so a stopped run goes on. The rule that matters most: engines take
+one round), "likelihood" or "readers". What is there with the settings of today's program is not run again, so a stopped
+run goes on, and a changed preset is measured anew. The rule that matters most: engines take
 turns on each question and in each round, in an order that moves on by one, so that a noisy minute hits all.
 
 SPDX-License-Identifier: Apache-2.0
@@ -13,6 +14,7 @@ import sys
 import time
 
 import engines as eng
+import others
 import program
 import tasks
 from program import say
@@ -28,7 +30,8 @@ class Rows:
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
                 self.all = [json.loads(line) for line in file if line.strip()]
-        self.done = {self.key(r) for r in self.all}
+        left, _ = others.without_stale(others.name_of(path), self.all, others.engine_of)
+        self.done = {self.key(r): r.get("spec") for r in left}
 
     @staticmethod
     def key(r):
@@ -39,6 +42,11 @@ class Rows:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=True) + "\n")
         self.all.append(row)
+        self.done[self.key(row)] = row.get("spec")
+
+    def has(self, key, spec):
+        """Is it there, with these settings? Rows that name no settings count."""
+        return key in self.done and self.done[key] in (None, spec)
         self.done.add(self.key(row))
 
 
@@ -67,11 +75,12 @@ class Bench:
         row = dict(self.head, kind=kind, engine=name, id=ident,
                    date=datetime.datetime.now().isoformat(timespec="seconds"), load=round(os.getloadavg()[0], 1))
         row.update(more)
+        row["spec"] = self.engines.settings(name, row["n_tokens"])
         row.update({k: round(v, 5) if isinstance(v, float) else v for k, v in fields.items()})
         self.rows.add(row)
 
-    def missing(self, kind, name, ident, round_=None, part=None):
-        return (kind, self.model, name, ident, round_, part) not in self.rows.done
+    def missing(self, kind, name, ident, n_tokens, round_=None, part=None):
+        return not self.rows.has((kind, self.model, name, ident, round_, part), self.engines.settings(name, n_tokens))
 
     def stumble(self, name, ident, failure):
         """A failure is a result, too: the row says what was said, and has no score."""
@@ -93,7 +102,7 @@ class Bench:
                 say("out of time after %d of %d cases" % (i, len(cases)))
                 return
             names = [n for n in self.names if self.runs_here(n, case) and
-                     self.missing("answer", n, case.question.ident, None, part)]
+                     self.missing("answer", n, case.question.ident, case.n_tokens, None, part)]
             for name in self.in_turn(names):
                 try:
                     got = self.engines.answer(name, case)
@@ -115,7 +124,7 @@ class Bench:
         for ident, context, going_on, n_tokens in samples:
             n = n_tokens + self.kvfold.count(going_on)
             names = [e for e in LIKELY if e in self.names and n <= self.engines.trained and
-                     (e != "llama.cpp" or n_tokens <= self.plan.llama_to) and self.missing("likelihood", e, ident)]
+                     (e != "llama.cpp" or n_tokens <= self.plan.llama_to) and self.missing("likelihood", e, ident, n_tokens)]
             for name in self.in_turn(names):
                 if self.late(self.reserved_s):
                     return
@@ -130,12 +139,12 @@ class Bench:
     def cost_case(self, name, text, n_tokens, round_):
         ident = "cost-%d" % n_tokens
         if name.startswith("llama.cpp"):
-            if n_tokens > self.plan.llama_to or not self.missing("cost", "llama.cpp", ident, round_):
+            if n_tokens > self.plan.llama_to or not self.missing("cost", "llama.cpp", ident, n_tokens, round_):
                 return
             found = self.attempt(lambda: self.engines.cost_llama(text, n_tokens, QUESTIONS, N_WRITE), name, ident,
                                  ["llama.cpp", "llama.cpp+slot"])
         else:
-            if not self.missing("cost", name, ident, round_):
+            if not self.missing("cost", name, ident, n_tokens, round_):
                 return
             found = self.attempt(lambda: {name: self.engines.cost(name, text, n_tokens, QUESTIONS, N_WRITE)}, name,
                                  ident, [name])

@@ -67,6 +67,11 @@ def without_stale(name, rows, engine_of):
     return rows, said
 
 
+def name_of(path):
+    """A file as notes.json names it: its folder and itself."""
+    return "/".join(os.path.abspath(path).split(os.sep)[-2:])
+
+
 # ---- Readers: rows of a file to figures ----
 
 def groups_of(rows, *fields):

@@ -71,7 +71,9 @@ def markdown_block(block):
 
 
 def write(folder, rows, about):
-    sources = others.sources(about)
+    rows, by_note = others.without_stale(others.name_of(os.path.join(folder, "rows.jsonl")), rows, others.engine_of)
+    rows, by_spec = figures.fresh(rows)
+    about, sources = dict(about, left_out=by_note + by_spec), others.sources(about)
     found = figures.everything(rows, sources)
     figures.write_csv(os.path.join(folder, "figures.csv"), found + [f for s in sources for f in s.figures])
     blocks = [b for b in chapters.all_of(rows, found, about, sources) if b[0] != "svg" or b[1]]

@@ -111,7 +111,7 @@ def run(bench, plan, data):
     """Rows of kind "readers": a row a count and round."""
     for n_tokens in plan.reader_tokens:
         todo = [(round_, n) for round_ in range(plan.rounds) for n in plan.readers
-                if bench.missing("readers", "infllm", "readers-%d-%d" % (n_tokens, n), round_)]
+                if bench.missing("readers", "infllm", "readers-%d-%d" % (n_tokens, n), n_tokens, round_)]
         if not todo or bench.late():
             continue
         readers = Readers(bench, n_tokens, data)

@@ -12,6 +12,7 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "policy/policy.h"
@@ -89,6 +90,20 @@ static kvf_status set_bounds(lazyllm *z, const double *at, int32_t n_layer, kvf_
     return KVF_OK;
 }
 
+/* A preset as the lists that it stands for, so that the printed policy says what is run whatever the preset
+ * becomes; read back, they give the same. */
+static void print_preset(lazyllm *z)
+{
+    size_t at = 0, k = 0;
+    for (int32_t i = 0; i < z->n_bound; i++) {
+        int w = snprintf(z->stages + at, sizeof z->stages - at, "%s%d", i ? "/" : "", z->bound[i]);
+        int v = snprintf(z->keep + k, sizeof z->keep - k, "%s%g", i ? "/" : "", z->ratio[i]);
+        if (w < 0 || v < 0 || (size_t)w >= sizeof z->stages - at || (size_t)v >= sizeof z->keep - k) return;
+        at += (size_t)w;
+        k += (size_t)v;
+    }
+}
+
 static kvf_status lazyllm_init(kvf_policy *p, kvf_error *err)
 {
     lazyllm *z = p->state;
@@ -107,7 +122,9 @@ static kvf_status lazyllm_init(kvf_policy *p, kvf_error *err)
             if (at[i] * n_layer < i + 1) at[i] = (i + 1.0) / n_layer;
             if (i > 0 && floor(at[i] * n_layer + 0.5) <= floor(at[i - 1] * n_layer + 0.5)) at[i] = at[i - 1] + 1.0 / n_layer;
         }
-        return set_bounds(z, at, n_layer, err);
+        KVF_TRY(set_bounds(z, at, n_layer, err));
+        print_preset(z);
+        return KVF_OK;
     }
     int32_t n = read_list(z->stages, at), n_keep = read_list(z->keep, z->ratio);
     if (n < 1) return fail_list("stages", z->stages, "layers, or shares of them below 1", err);

@@ -75,6 +75,17 @@ Test(policy, what_is_printed_opens_the_same_policy)
     }
 }
 
+Test(policy, a_preset_is_printed_as_what_it_stands_for)
+{
+    kvf_policy *p;
+    char text[256];
+    kvf_dims deep = { 24, 4, 2, 16 };
+    cr_assert_eq(kvf_policy_open(&p, "lazyllm:preset=balanced", deep, &kvf_mem_default, NULL), KVF_OK);
+    kvf_policy_print(p, text, sizeof text);
+    kvf_policy_close(p);
+    cr_assert(strstr(text, "preset=balanced,stages=8/12,keep=0.6/0.5,") != NULL, "%s", text);
+}
+
 Test(policy, every_registered_policy_opens_with_its_defaults)
 {
     int64_t n = 0;

@@ -241,6 +241,26 @@ class Plan(unittest.TestCase):
                 elif spec.startswith("infllm:init"):
                     self.assertEqual(numbers["init"] + numbers["window"] + numbers["block"] * numbers["topk"], read)
 
+    def test_a_row_of_other_settings_is_run_again_and_not_shown(self):
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure.Rows(os.path.join(folder, "rows.jsonl"))
+            for engine, spec, when in (("a", "k=1", "1"), ("a", "k=2", "2"), ("b", None, "1"), ("c", "k=1", "1")):
+                row = answer(engine, "q" + when, 1.0, date="2026-01-0%sT00:00:00" % when)
+                rows.add(dict(row, spec=spec) if spec else row)
+            again = measure.Rows(rows.path)
+        key = again.key(again.all[0])
+        self.assertTrue(again.has(key, "k=1"))
+        self.assertFalse(again.has(key, "k=2"))
+        self.assertTrue(again.has(again.key(again.all[2]), "whatever"), "a row that names no settings counts")
+        left, said = figures.fresh(again.all)
+        self.assertEqual([(r["engine"], r.get("spec")) for r in left], [("b", None), ("c", "k=1"), ("a", "k=2")])
+        self.assertEqual(len(said), 1)
+        self.assertIn("1 rows of `a`", said[0])
+
+    def test_of_one_case_the_newest_row_counts(self):
+        rows = [answer("a", "q", 0.0, date="2026-01-02"), answer("a", "q", 1.0, date="2026-01-03"), answer("a", "q", 0.5, date="2026-01-01")]
+        self.assertEqual([r["score"] for r in figures.fresh(rows)[0]], [1.0])
+
     def test_rows_come_back_and_are_not_run_again(self):
         with tempfile.TemporaryDirectory() as folder:
             rows = measure.Rows(os.path.join(folder, "rows.jsonl"))
