@@ -34,7 +34,7 @@ def count(found):
 
 def head_of(fields, across):
     names = {"row": "of", "engine": "what", "figure": "figure"}
-    return [names[f] for f in fields] + [" ".join(plots.size(int(p)) if p.isdigit() else p for p in key if p != "value")
+    return [names[f] for f in fields] + [" ".join(plots.size(int(p)) if p.isdigit() else p for p in key if p != "value" and not (p == "kvfold" and key[-1] != "value"))
                                          for key in across]
 
 

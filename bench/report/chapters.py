@@ -13,6 +13,7 @@ import os
 import chapter_others
 import engines as eng
 import figures
+import others
 import plots
 import program
 import scale
@@ -45,9 +46,9 @@ def head(rows, about):
                         load[0], load[1], machine.get("cores", 1))))
     if about.get("noise"):
         out.append(("p", "**A random model of the test data answered**: scores are noise, this is a test of the plumbing."))
-    out.append(("p", "Made by `bench/report/run.py`; the command lines: " +
-                "; ".join("`%s`" % c for c in about.get("commands", []))))
-    return out
+    commands = about.get("commands", [])
+    return out + [("more", "Made by `bench/report/run.py`, %d command lines" % len(commands),
+                   [("list", ["`%s`" % c for c in commands])])]
 
 
 def who(rows, about):
@@ -154,6 +155,12 @@ def quality(found, model):
     return out + pair_table(found, model)
 
 
+def missing_points(found, model, points):
+    there = {p[0] for p in points}
+    gone = [n for n in eng.NAMES if n not in there and get(found, model, "quality", figures.ALL, n, "score")]
+    return " Not in the picture, since they did not run in turn with full attention: %s." % ", ".join(gone) if gone else ""
+
+
 def over_all(found, model):
     out = []
     for kind, title in KINDS:
@@ -165,7 +172,7 @@ def over_all(found, model):
     if len(points) > 1:
         out.append(("p", "Nothing else is both faster and better than (Pareto front, bold): **%s**. All engines answered the "
                     "same questions, spread evenly over each task; the bars are 95 %% intervals, and they overlap widely: few "
-                    "questions show only large differences." % ", ".join(front)))
+                    "questions show only large differences.%s" % (", ".join(front), missing_points(found, model, points))))
     return out + [("h", 3, "By kind of task"), by_group(found, model, False), ("p", "Best of the row in bold."),
                   ("h", 3, "By task"), by_group(found, model, True)]
 
@@ -322,17 +329,37 @@ def short(model):
     return next((w for w in model.split("-") if w.endswith("b") and w[0].isdigit()), model)
 
 
-def video():
-    paths = sorted(glob.glob(os.path.join(RESULTS, "video", "*.md")))
+def video(slug):
+    folder = os.path.join(RESULTS, "video")
+    paths = sorted(glob.glob(os.path.join(folder, "*-%s.md" % slug)))
     if not paths:
-        return [("p", "**Not run.** `bench/video/run.py` makes the tables.")]
+        return [("p", "**Not run.** `bench/video/run.py` makes the tables.")] + contact_sheets(folder)
     with open(paths[-1], encoding="utf-8") as file:
         sections = file.read().split("\n## ")
+    name = os.path.basename(paths[-1])
     out = [("p", "From `bench/results/video/%s` (its own run, training-free features); how to read it is in `bench/video`. No "
-            "language model takes part, so this says what is dropped and not what is missed." % os.path.basename(paths[-1]))]
-    for text in sections[1:3]:
+            "language model takes part, so this says what is dropped and not what is missed. %s" % (
+                name, " ".join(others.notes_of("video/" + name.replace(".md", ".csv")))))]
+    for text in sections[1:]:
         lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.split("\n") if line.startswith("|")]
-        out += [("h", 3, text.split("\n")[0]), ("table", lines[0], lines[2:])]
+        if lines:
+            words = " ".join(line for line in text.split("\n")[1:] if line and not line.startswith("|"))
+            out += [("h", 3, text.split("\n")[0])] + ([("p", words)] if words else []) + [("table", lines[0], lines[2:])]
+    return out + contact_sheets(folder)
+
+
+def contact_sheets(folder):
+    path = os.path.join(folder, "sheets.json")
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="ascii") as file:
+        said = json.load(file)
+    out = [("h", 3, "Contact sheets"), ("p", "Clips made by `bench/video/sheets.py` out of arithmetic, %d frames of each at commit "
+                                        "%s. First row: the frames; then a row a planner. Dark: left out; clear: kept; blue: "
+                                        "merged with what stands still there." % (said["sheets"][0]["frames"], said["commit"]))]
+    for sheet in said["sheets"]:
+        rows = "; ".join("`%s` keeps %d of %d (%d merged)" % (r["planner"], r["kept"], r["of"], r["merged"]) for r in sheet["rows"])
+        out.append(("png", os.path.join(folder, "sheet-%s.png" % sheet["clip"]), "Clip `%s`, from above: %s." % (sheet["clip"], rows)))
     return out
 
 
@@ -376,5 +403,5 @@ def all_of(rows, found, about, sources):
         out += [("h", 2, "Scale, %s" % model)] + scale.chapter(rows, found, model, sources)
     out += [("h", 2, "Where kvfold is worse")] + worse(found)
     out += [("h", 2, "Other measurements")] + chapter_others.chapter(sources)
-    out += [("h", 2, "Video")] + video() + [("h", 2, "How it was measured")] + method()
+    out += [("h", 2, "Video")] + video(others.slug_of(about)) + [("h", 2, "How it was measured")] + method()
     return out + [("h", 2, "What was not run")] + not_run(rows, found, about)

@@ -7,6 +7,7 @@ that compares two engines is made of questions or rounds that both of them ran.
 SPDX-License-Identifier: Apache-2.0
 """
 import csv
+import datetime
 import statistics
 
 import engines as eng
@@ -75,6 +76,21 @@ def pairs(rows, engine, base, field):
             (r["id"], r.get("part"), r.get("round")) in theirs]
 
 
+IN_TURN_S = 45 * 60  # a round at one length, with the slowest engine in it; what is further apart did not run in turn
+
+
+def moment(row):
+    return datetime.datetime.fromisoformat(row["date"]).timestamp()
+
+
+def in_turn(rows, engine, base, field):
+    """pairs() of times: only of rows that were measured near each other."""
+    when = {(r["engine"], r["id"], r.get("part"), r.get("round")): moment(r) for r in rows if r["engine"] in (engine, base)}
+    near = [r for r in rows if r["engine"] == engine and abs(
+        moment(r) - when.get((base, r["id"], r.get("part"), r.get("round")), 0)) <= IN_TURN_S]
+    return pairs(near + [r for r in rows if r["engine"] == base], engine, base, field)
+
+
 # ---- Quality ----
 
 def common(rows, names):
@@ -109,7 +125,7 @@ def quality(model, rows):
             share = stats.share_interval(both) if name != "full" else None
             if share:
                 out.append(figure(model, "quality", row, name, "share of full", share, len(both), "high"))
-            speed = stats.ratio([(b, a) for a, b in pairs(some, name, "full", "first_s")])
+            speed = stats.ratio([(b, a) for a, b in in_turn(some, name, "full", "first_s")])
             if speed and name != "full":
                 out.append(figure(model, "quality", row, name, "first token, times as fast as full", speed[:3], speed[3],
                                   "high", "x"))
@@ -148,7 +164,7 @@ def same_as_llama(model, rows):
         texts = pairs(mine, "full", "llama.cpp", "prediction")
         out.append(figure(model, "peer", ALL, "full", "same words as llama.cpp",
                           stats.mean([float(a.strip() == b.strip()) for a, b in texts]), len(texts), "high"))
-        speed = stats.ratio([(b, a) for a, b in pairs(mine, "full", "llama.cpp", "first_s")])
+        speed = stats.ratio([(b, a) for a, b in in_turn(mine, "full", "llama.cpp", "first_s")])
         if speed:
             out.append(figure(model, "peer", ALL, "full", "first token, times as fast as llama.cpp", speed[:3], speed[3],
                               "high", "x"))
@@ -216,7 +232,7 @@ def cost_ratios(model, at, n_tokens, name, base):
     """engine / base of the same round; nothing from fewer than three rounds."""
     out = []
     for field in RATIOS:
-        found = stats.ratio(pairs(at, name, base, field))
+        found = stats.ratio(in_turn(at, name, base, field))
         if found:
             out.append(figure(model, "ratio", str(n_tokens), name, "%s / %s" % (field, base), found[:3], found[3],
                               COSTS[field][0], "x"))

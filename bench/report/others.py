@@ -50,6 +50,11 @@ def notes():
         return json.load(file)
 
 
+def notes_of(name):
+    """What a reader of that file must know."""
+    return [n["why"] for n in notes() if fnmatch.fnmatchcase(name, n["file"]) and not n.get("left_out")]
+
+
 def without_stale(name, rows, engine_of):
     """(rows, notes): those that notes.json leaves out are gone; a note says how many."""
     said = []

@@ -1,11 +1,13 @@
 """page.py - the report as one web page and as Markdown: the same blocks, drawn twice.
 
-A block is ("h", level, text), ("p", text), ("list", [text]), ("table", head, rows) or ("svg", [pictures]); texts may
-hold `code` and **bold**. The page needs nothing but itself: pictures are SVG in it. Chapters are made by
+A block is ("h", level, text), ("p", text), ("list", [text]), ("table", head, rows), ("svg", [pictures]), ("png", path, text)
+or ("more", summary, [blocks]), which a page opens when asked; texts may hold `code` and **bold**. The page needs nothing
+but itself: pictures are in it. Chapters are made by
 chapters.py out of figures.
 
 SPDX-License-Identifier: Apache-2.0
 """
+import base64
 import html
 import os
 import re
@@ -21,8 +23,10 @@ h1 { font-size: 1.7em; margin-bottom: 0.2em; } h2 { margin-top: 2em; border-bott
 h3 { margin-top: 1.6em; } code { background: #f2f2f2; padding: 0 0.25em; border-radius: 3px; }
 table { border-collapse: collapse; margin: 0.8em 0; font-size: 13px; } .wide { overflow-x: auto; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.25em 0.7em; text-align: right; white-space: nowrap; }
-th { background: #f6f6f6; } th:first-child, td:first-child { text-align: left; }
-td.words { text-align: left; white-space: normal; min-width: 12em; overflow-wrap: anywhere; }
+th { background: #f6f6f6; } th:first-child, td:first-child, .name, .words { text-align: left; }
+.words { white-space: normal; min-width: 13em; max-width: 46em; overflow-wrap: anywhere; }
+figure { margin: 1em 0; } figure img { max-width: 100%; image-rendering: pixelated; } figcaption { font-size: 13px; color: #444; }
+summary { cursor: pointer; color: #345; }
 svg { margin: 0.6em 0.8em 0.6em 0; max-width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; fill: #333; }
 svg text.t { font-weight: bold; font-size: 12px; } svg line.g { stroke: #e6e6e6; }
 """
@@ -35,10 +39,28 @@ def marked(text):
     return re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", out)
 
 
-def cell(tag, text):
-    n_letters = sum(c.isalpha() for c in str(text))
-    words = ' class="words"' if tag == "td" and n_letters > 14 else ""
-    return "<%s%s>%s</%s>" % (tag, words, marked(text), tag)
+def is_words(text):
+    return sum(c.isalpha() for c in str(text)) > 14
+
+
+def html_table(head, rows):
+    """Columns of words are set to the left and may break, figures to the right."""
+    broken = [i for i in range(len(head)) if any(is_words(r[i]) for r in rows)]
+    names = [i for i in range(len(head)) if i in broken or all(
+        str(r[i]).strip("*` +-")[:1].isalpha() or not str(r[i]) for r in rows)]
+
+    def line(tag, cells):
+        kinds = [" class=%s" % ("words" if i in broken else "name") if i in names else "" for i in range(len(head))]
+        return "<tr>%s</tr>" % "".join("<%s%s>%s</%s>" % (tag, k, marked(c), tag) for k, c in zip(kinds, cells))
+    lines = [line("th", head)] + [line("td", r) for r in rows]
+    return '<div class="wide"><table>%s</table></div>' % "\n".join(lines)
+
+
+def html_png(path, text):
+    with open(path, "rb") as file:
+        data = base64.b64encode(file.read()).decode()
+    return '<figure><img alt="%s" src="data:image/png;base64,%s"><figcaption>%s</figcaption></figure>' % (
+        html.escape(os.path.basename(path)), data, marked(text))
 
 
 def html_block(block):
@@ -51,9 +73,11 @@ def html_block(block):
         return "<ul>%s</ul>" % "".join("<li>%s</li>" % marked(t) for t in block[1])
     if what == "svg":
         return "<div>%s</div>" % "".join(block[1])
-    rows = ["<tr>%s</tr>" % "".join(cell("th", c) for c in block[1])]
-    rows += ["<tr>%s</tr>" % "".join(cell("td", c) for c in row) for row in block[2]]
-    return '<div class="wide"><table>%s</table></div>' % "\n".join(rows)
+    if what == "png":
+        return html_png(block[1], block[2])
+    if what == "more":
+        return "<details><summary>%s</summary>%s</details>" % (marked(block[1]), "\n".join(html_block(b) for b in block[2]))
+    return html_table(block[1], block[2])
 
 
 def markdown_block(block):
@@ -66,6 +90,10 @@ def markdown_block(block):
         return "\n".join("- " + t for t in block[1])
     if what == "svg":
         return "(%d picture%s: `report.html`)" % (len(block[1]), "" if len(block[1]) == 1 else "s")
+    if what == "png":
+        return "![%s](../video/%s)\n\n%s" % (os.path.basename(block[1]), os.path.basename(block[1]), block[2])
+    if what == "more":
+        return "\n\n".join([block[1] + ":"] + [markdown_block(b) for b in block[2]])
     lines = ["| %s |" % " | ".join(str(c) for c in row) for row in [block[1]] + block[2]]
     return "\n".join([lines[0], "|" + "---|" * len(block[1])] + lines[1:])
 

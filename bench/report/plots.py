@@ -33,7 +33,7 @@ def number(v):
         return "%.3gG" % (v / 1e9)
     if abs(v) >= 1e6:
         return "%.3gM" % (v / 1e6)
-    if abs(v) >= 1e4:
+    if abs(v) >= 1e3:
         return "%.3gk" % (v / 1e3)
     return "%.3g" % v
 
@@ -154,18 +154,20 @@ def lines(title, series, xlabel, ylabel, log_y=True):
 
 
 def laws(title, laws_of, xlabel, ylabel, far):
-    """laws_of: name -> (points, stats.Fit). Measured points, the fitted law solid through them and dotted up to far."""
+    """laws_of: name -> (points, law, how far it is carried on). Measured points, the fitted law solid through them and
+    dotted from there on; far: where the axis ends."""
     if not laws_of:
         return ""
-    xs = [p[0] for points, _ in laws_of.values() for p in points]
-    ys = [p[1] for points, _ in laws_of.values() for p in points] + [fit.at(far) for _, fit in laws_of.values()]
+    xs = [p[0] for points, _, _ in laws_of.values() for p in points]
+    ys = [p[1] for points, _, _ in laws_of.values() for p in points] + [fit.at(end) for _, fit, end in laws_of.values() if end]
     marks = [4 ** k * 1024 for k in range(12) if min(xs) <= 4 ** k * 1024 <= far]
     frame = Frame(title, xlabel, ylabel, Axis(xs + [far], True, marks), Axis(ys, True), size, width=620,
-                  legend=[(n, "%s: %s" % (n, fit)) for n, (_, fit) in laws_of.items()])
-    for name, (points, fit) in laws_of.items():
+                  legend=[(n, "%s: %s" % (n, fit)) for n, (_, fit, _) in laws_of.items()])
+    for name, (points, fit, end) in laws_of.items():
         least, most = min(p[0] for p in points), max(p[0] for p in points)
         frame.line(name, [(least, fit.at(least)), (most, fit.at(most))], ' stroke-dasharray="none"')
-        frame.line(name, [(most, fit.at(most)), (far, fit.at(far))], ' stroke-dasharray="1 4"')
+        if end > most:
+            frame.line(name, [(most, fit.at(most)), (end, fit.at(end))], ' stroke-dasharray="1 4"')
         for p in points:
             frame.dot(name, p[0], p[1])
     return frame.svg()

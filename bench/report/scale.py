@@ -109,13 +109,16 @@ def far_cell(found, model, field, name, n):
     if texts:
         return " or ".join(texts)
     most = words.get(found, model, "fit", field, name, "longest measured")["value"]
-    return "beyond the model" if not goes_on(name) else "bounded by --memory" if field in BOUNDED else "measured" if most >= n else "no law"
+    return "beyond the model" if not goes_on(name) else "bounded by --memory" if field in BOUNDED and name == "infllm" else "measured" if most >= n else "no law"
 
 
-def law_table(found, model):
+SHOWN = ("full", "infllm", "rag-bm25", "llama.cpp", "llama.cpp+slot")
+
+
+def law_table(found, model, shown):
     lines = []
     for field, (title, _, _, _) in FIELDS.items():
-        for name in [n for n in eng.NAMES if words.get(found, model, "fit", field, n, "exponent")]:
+        for name in [n for n in eng.NAMES if (n in SHOWN) == shown and words.get(found, model, "fit", field, n, "exponent")]:
             of = {w: words.get(found, model, "fit", field, name, w) for w in (
                 "exponent", "error of the logarithm", "longest measured", "fixed", "a thousand tokens", "error of the line")}
             lines.append([title, name, of["exponent"]["n"], plots.size(of["longest measured"]["value"]),
@@ -135,8 +138,10 @@ def pictures(rows, model, sources):
             measured = points(rows, sources, model, name, field)
             power, line = laws_of(measured)
             if power:
-                laws[name] = (measured, power if is_telling(power) or line.error > power.error else line)
-        out.append(plots.laws(title[0].upper() + title[1:], laws, "tokens of the text", label, FAR_AWAY))
+                carried = goes_on(name) and power.most >= FROM and field not in BOUNDED
+                laws[name] = (measured, power if is_telling(power) or line.error > power.error else line, FAR_AWAY if carried else 0)
+        out.append(plots.laws(title[0].upper() + title[1:], laws, "tokens of the text", label, max([FAR_AWAY] * any(end for _, _, end in laws.values()) + [p[0] for m, _, _ in laws.values() for p in m],
+                                  default=0)))
     return [p for p in out if p]
 
 
@@ -183,9 +188,10 @@ def chapter(rows, found, model, sources):
                 "(other commits and hours, see Other measurements) are among the points. **1M and 10M tokens are extrapolated "
                 "unless it says measured**; by both laws where both fit. \"No law\": a power below n^%g is that of fixed costs, "
                 "a scatter or error above %g that of a busy hour, and texts below 8K alone say nothing of what comes far away. Engines that read the whole text at once stop at the trained "
-                "length." % (TELLING, TELLING)), law_table(found, model), ("svg", pictures(rows, model, sources)),
+                "length." % (TELLING, TELLING)), law_table(found, model, True), ("more", "The other engines", [law_table(found, model, False)]),
+               ("svg", pictures(rows, model, sources)),
                ("p", "Dots are measured, solid lines the law through them (the power where it is telling, else fixed plus a token), "
-                "dotted lines extrapolated.")]
+                "dotted lines extrapolated, for those that can go there.")]
         out += far_words(found, model, sources)
     return out + reader_table(found, model)
 

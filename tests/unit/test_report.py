@@ -18,6 +18,7 @@ ROOT = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), 
 REPORT = os.path.join(ROOT, "bench", "report")
 sys.dont_write_bytecode = True
 sys.path.insert(0, REPORT)
+sys.path.insert(0, os.path.join(ROOT, "bench", "video"))
 import compare  # noqa: E402
 import engines  # noqa: E402
 import figures  # noqa: E402
@@ -29,6 +30,7 @@ import plots  # noqa: E402
 import rag  # noqa: E402
 import readme  # noqa: E402
 import scale  # noqa: E402
+import sheets  # noqa: E402
 import stats  # noqa: E402
 import tasks  # noqa: E402
 
@@ -157,6 +159,13 @@ class Figures(unittest.TestCase):
         rows.append(cost("window", 1024, 2, 1.0))
         found = [f for f in figures.cost("m", rows) if f["figure"] == "first_s / full"]
         self.assertEqual([(f["engine"], f["value"], f["n"]) for f in found], [("window", 0.5, 3)])
+
+    def test_what_ran_hours_apart_is_no_ratio_of_times(self):
+        def rows(date):
+            return [cost("full", 1024, i, 2.0) for i in range(3)] + [dict(cost("window", 1024, i, 1.0), date=date) for i in range(3)]
+        for date, n in (("2026-01-01T00:20:00", 1), ("2026-01-01T02:00:00", 0)):
+            found = [f for f in figures.cost("m", rows(date)) if f["figure"] == "first_s / full"]
+            self.assertEqual(len(found), n, date)
 
     def test_figures_come_back_from_their_file(self):
         found = figures.everything([dict(cost("full", n, i, n * 1e-3), read_tps=1e3) for n in (1024, 2048, 4096) for i in range(3)])
@@ -359,7 +368,7 @@ class Pictures(unittest.TestCase):
     def test_a_picture_is_well_formed(self):
         import xml.etree.ElementTree as tree
         points = {"full": [(1024, 1.0, 0.9, 1.2), (4096, 5.0, 4.0, 6.0)], "a<b": [(1024, 2.0, 2.0, 2.0)]}
-        law = {"full": (points["full"], stats.power_fit([(n, n) for n in (1, 2, 3)]))}
+        law = {"full": (points["full"], stats.power_fit([(n, n) for n in (1, 2, 3)]), 1 << 20)}
         for svg in (plots.laws("l", law, "x", "y", 1 << 20), plots.lines("T & t", points, "x", "y"), plots.heat("h", {(0.5, 1024): (0.5, 1)}, [1024], [0.5]),
                     plots.scatter("s", [("full", 1.0, 0.5, 0.4, 0.6)], "x", "y", ["full"])):
             tree.fromstring(svg)
@@ -368,6 +377,27 @@ class Pictures(unittest.TestCase):
     def test_nothing_to_show_is_no_picture(self):
         self.assertEqual(plots.lines("t", {}, "x", "y"), "")
         self.assertEqual(plots.scatter("t", [], "x", "y", []), "")
+
+    def test_columns_of_names_are_set_apart_from_figures(self):
+        html = page.html_block(("table", ["engine", "s"], [["full", "1.0"], ["rag-bm25", ""]]))
+        self.assertIn("<td class=name>rag-bm25</td><td></td>", html)
+        self.assertIn("<th>s</th>", html)
+
+    def test_a_contact_sheet_is_a_picture_of_planners_by_frames(self):
+        import struct
+        import zlib
+        frame = bytes([200, 100, 50]) * (sheets.WIDE * sheets.HIGH)
+        shaded = sheets.shade(frame, {0: 1, 1: 0}, 14)
+        self.assertEqual([tuple(shaded[0][3 * x:3 * x + 3]) for x in (0, 8, 16)], [(200, 100, 50), (120, 110, 140), (40, 20, 10)])
+        rows = sheets.sheet([[shaded, shaded], [shaded, shaded]])
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "x.png")
+            sheets.png(path, rows, len(rows[0]) // 3)
+            with open(path, "rb") as file:
+                data = file.read()
+        self.assertEqual(struct.unpack(">II", data[16:24]), (2 * sheets.WIDE + sheets.GAP, 2 * sheets.HIGH + sheets.GAP))
+        n, = struct.unpack(">I", data[33:37])
+        self.assertEqual(len(zlib.decompress(data[41:41 + n])), (len(rows[0]) + 1) * len(rows))
 
     def test_text_cannot_become_markup(self):
         self.assertIn("&lt;script&gt;", page.html_block(("p", "<script>")))
@@ -475,7 +505,7 @@ class QuickRun(unittest.TestCase):
                 self.assertEqual(len(file.readlines()), len(rows))
             with open(os.path.join(out, "report.html"), encoding="ascii") as file:
                 html = file.read()
-            self.assertFalse(re.search(r"(src|href)=", html), "the page needs other files")
+            self.assertFalse(re.search(r"(src|href)=\"(?!data:)", html), "the page needs other files")
             self.assertIn("not run", html)
             self.assertIn("random model", html)
             found = figures.read_csv(os.path.join(out, "figures.csv"))
