@@ -20,7 +20,7 @@
 #include "report.h"
 
 typedef struct bench_options {
-    const char *model, *cpu, *precision, *policy;
+    const char *model, *device, *cpu, *precision, *policy;
     arg_ints prompt, gen, depth, threads;
     int64_t reps, batch;
     bool json, no_warmup, yes, verbose;
@@ -42,6 +42,8 @@ static const arg_row bench_rows[] = {
     ROW(reps, "--repetitions", 'r', "N", ARG_INT, "5", 1, 1000, "how often each test is measured"),
     ROW(batch, "--batch", 'b', "N", ARG_INT, "0", 0, 65536, "tokens computed together; 0: the best"),
     ROW(policy, "--policy", 0, "SPEC", ARG_TEXT, "full", 0, 0, "how the cache is compressed"),
+    { "--device", 0, "NAME", ARG_CHOICE, offsetof(bench_options, device), "cpu", 0, 0, "cpu|cuda|auto",
+      "cpu; cuda; auto: cuda if there is one (kvfold inspect --devices)" },
     { "--cpu", 0, "LEVEL", ARG_CHOICE, offsetof(bench_options, cpu), NULL, 0, 0, "auto|ref|avx2|avx512|amx",
       "highest instruction set to use (default: $KVFOLD_CPU, or auto)" },
     { "--precision", 0, "KIND", ARG_CHOICE, offsetof(bench_options, precision), "auto", 0, 0, "auto|f32",
@@ -246,6 +248,7 @@ static kvf_status run_threads(bench *b, int64_t threads, kvf_error *err)
     int64_t longest = largest(&b->o.depth) + 1;
     int64_t body = largest(&b->o.prompt) > largest(&b->o.gen) ? largest(&b->o.prompt) : largest(&b->o.gen);
     b->eo = (engine_options){ .model = b->o.model,
+                              .device = b->o.device,
                               .cpu = b->o.cpu,
                               .precision = b->o.precision,
                               .policy = b->o.policy,

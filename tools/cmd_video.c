@@ -21,7 +21,7 @@
 
 typedef struct video_options {
     const char *mmproj, *from, *features, *scores, *newline, *pool;
-    const char *merge, *positions, *type, *out, *report, *cpu;
+    const char *merge, *positions, *type, *out, *report, *device, *cpu;
     int64_t frames, grid, threads, hold;
     double fps, start, end;
     bool json, quality, quiet, list, stream;
@@ -91,6 +91,8 @@ static const arg_row plan_rows[] = {
     CHOICE(type, "--type", "TYPE", "f32", "f32|f16|bf16",
            "elements of the embeddings that are written: f32, f16, bf16"),
     ROW(threads, "--threads", 't', "N", ARG_INT, 0, 1024, "threads; 0: one per usable core (default)"),
+    CHOICE(device, "--device", "NAME", "cpu", "cpu|cuda|auto",
+           "what the tower runs on: cpu; cuda; auto: cuda if there is one (kvfold inspect --devices)"),
     CHOICE(cpu, "--cpu", "LEVEL", NULL, "auto|ref|avx2|avx512|amx",
            "highest instruction set to use: auto, ref, avx2, avx512, amx (default: $KVFOLD_CPU, or auto)"),
     { 0 },
@@ -194,6 +196,7 @@ static kvf_status open_ctx(run *r, kvf_error *err)
     kvf_ctx_params p;
     kvf_ctx_params_init(&p);
     p.n_threads = (int32_t)r->o.threads;
+    p.device = r->o.device;
     p.cpu = r->o.cpu ? r->o.cpu : getenv("KVFOLD_CPU");
     if (p.cpu && !*p.cpu) p.cpu = NULL;
     kvf_status rc = kvf_ctx_open(&r->ctx, &p, err);
