@@ -37,12 +37,14 @@ static kvf_error err;
 
 #define OK(expr) cr_assert((expr) >= 0, "%s: %s", #expr, err.msg)
 
-/* The order of emulated threads: 0 in turn, else a random one. */
+/* The order of emulated threads: 0 in turn, else a random one. KVFOLD_EMU_ORDER is added to it, so that a whole suite can
+ * be run in another order. */
 static inline void seed_order(uint64_t order)
 {
     (void)order;
 #ifdef KVF_TEST_CUDA_EMU
-    emu_set_seed(order);
+    const char *base = getenv("KVFOLD_EMU_ORDER");
+    emu_set_seed(order + (base ? strtoull(base, NULL, 10) : 0));
 #endif
 }
 
@@ -75,6 +77,7 @@ static inline float *floats(size_t n, float size, uint64_t *seed)
 static inline const kvf_backend_module *rig_module(void)
 {
 #ifdef KVF_TEST_CUDA_EMU
+    seed_order(0);
     return kvf_cuda_emu_module();
 #else
     const kvf_backend_module *m = NULL;

@@ -242,7 +242,7 @@ Test(cuda_mm, the_order_of_threads_does_not_matter)
     rig_open(&r, false);
     for (uint64_t order = 1; order <= 3; order++) {
         uint64_t seed = order;
-        emu_set_seed(order);
+        seed_order(order);
         try_product(&r, KVF_DTYPE_Q4_K, KVF_DTYPE_Q6_K, 1, 6, 512, false, &seed);
         try_product(&r, KVF_DTYPE_Q5_K, KVF_DTYPE_Q8_0, 20, 70, 256, false, &seed);
     }
