@@ -3,7 +3,7 @@
 
     bench_cuda_table.py RUN_DIR RESULTS_DIR
 
-Reads kernels.json and, if there, peers.json and device.csv of RUN_DIR; writes <device>.json and <device>.md.
+Reads kernels.json and, if there, peers.json, models.json and device.csv of RUN_DIR; writes <device>.json and <device>.md.
 
 SPDX-License-Identifier: Apache-2.0
 """
@@ -35,6 +35,7 @@ def main():
         return 2
     run_dir, out_dir = sys.argv[1:]
     run, peers = load(os.path.join(run_dir, "kernels.json")), load(os.path.join(run_dir, "peers.json"))
+    models = load(os.path.join(run_dir, "models.json"))
     if not run:
         print(f"bench_cuda_table: there is no kernels.json in '{run_dir}'; run bench_cuda first", file=sys.stderr)
         return 1
@@ -55,13 +56,19 @@ def main():
         peer = f"{p['peer']} {p['us']:.1f} us" if p else ""
         ratio = f"{p['us'] / row['us']:.2f}" if p else ""
         lines.append(f"| {row['name']} | {row['us']:.1f} us | {rate} | {part} | {peer} | {ratio} |")
+    ours = {row["name"] for row in run["rows"]}
+    lines += [f"| {name} | | | | {p['peer']} {p['us']:.1f} us | |" for name, p in best.items() if name not in ours]
     if peers:
         lines += ["", f"Peers: torch {peers['torch']}."]
         lines += [f"Left out: {x['peer']}, {x['name']}: {x['why']}" for x in peers["left_out"]]
+    if models:
+        lines += ["", "| model | what | value | goal |", "|---|---|---|---|"]
+        lines += [f"| {r['model']} | {r['name']} | {r['value']:.4g} {r['unit']} | {r['goal']} |" for r in models["rows"]]
+        lines += [""] + [f"Left out: {r['model']}, {r['name']}: {r['why']}" for r in models["left_out"]]
     os.makedirs(out_dir, exist_ok=True)
     stem = os.path.join(out_dir, re.sub(r"[^a-z0-9]+", "-", run["device"].lower()).strip("-") or "device")
     with open(stem + ".json", "w") as f:
-        json.dump({"kernels": run, "peers": peers, "device": device}, f, indent=1)
+        json.dump({"kernels": run, "peers": peers, "models": models, "device": device}, f, indent=1)
     with open(stem + ".md", "w") as f:
         f.write("\n".join(lines) + "\n")
     print(f"{stem}.md")
