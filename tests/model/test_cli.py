@@ -357,6 +357,7 @@ class Store(Cli):
                  says="topk")
         self.bad("ingest", "-m", model(), "--store", self.store, "-d", self.doc, "--memory", "much", says="800M")
         self.bad("ask", "-m", model(), "--store", os.path.join(self.dir, "none"), "Who?")
+        self.bad("ask", "-m", model(), "--store", self.store, "--host-share", "101", "Who?", says="--host-share")
         self.bad("inspect", self.dir)
         self.bad("rm", "--store", os.path.join(self.dir, "none"), "x")
         self.bad("rm", "--store", self.store, says="Name")
