@@ -246,6 +246,29 @@ Test(cuda_share, refused_memory_is_an_error_of_that_step_only)
     close_place(&p);
 }
 
+/* And each of opening one, the rows of the host's part among them. */
+Test(cuda_share, a_session_that_gets_no_memory_is_not_opened)
+{
+    place p = open_place("qwen2", SPEC, 300);
+    kvf_session_params sp;
+    kvf_status rc = KVF_ERR_NOMEM;
+    int failed = 0;
+    kvf_session_params_init(&sp);
+    sp.policy = SPEC;
+    sp.host_share = 100;
+    for (int64_t at = 1; at < 1000 && rc != KVF_OK; at++) {
+        kvf_session *s;
+        refuse_from = at;
+        rc = kvf_session_open(&s, p.m, &sp, &err);
+        refuse_from = 0;
+        cr_assert(rc == KVF_OK || rc == KVF_ERR_NOMEM, "allocation %lld: %d %s", (long long)at, (int)rc, err.msg);
+        failed += rc != KVF_OK;
+        if (rc == KVF_OK) kvf_session_close(s);
+    }
+    cr_assert(rc == KVF_OK && failed > 5, "%d refused", failed);
+    close_place(&p);
+}
+
 #ifdef KVF_TEST_CUDA_EMU
 /* No pinned memory at all: an error. A device with less than the pool may take: a smaller pool, the same numbers. */
 Test(cuda_share, a_device_or_a_host_with_less_memory_is_an_error_or_a_smaller_pool)
