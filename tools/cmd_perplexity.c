@@ -43,7 +43,8 @@ static const arg_command perplexity_command = {
     .summary = "measure how well a model predicts a text",
     .details =
         "Prints the mean negative log-likelihood per token (natural logarithm) and its exponential. A text\n"
-        "longer than the context is scored in windows of -c tokens, each for itself. With --given nothing is cut:\n"
+        "longer than the context is scored in windows of -c tokens, each for itself. With --given nothing is "
+        "cut:\n"
         "both texts must fit, and --policy has dropped from the first what it drops after a prompt.",
     .examples = "  kvfold perplexity book.txt\n"
                 "  kvfold perplexity -m model.gguf -c 2048 --json book.txt\n"
@@ -148,8 +149,10 @@ static kvf_status score_after(run *r, kvf_error *err)
 {
     engine *e = &r->e;
     if (r->given.n + r->text.n > e->n_ctx)
-        return report_fail(err, KVF_ERR_LIMIT, "The two texts have %lld tokens, the context holds %lld; shorten --given or give -c.",
-                           (long long)(r->given.n + r->text.n), (long long)e->n_ctx);
+        return report_fail(
+            err, KVF_ERR_LIMIT,
+            "The two texts have %lld tokens, the context holds %lld; shorten --given or give -c.",
+            (long long)(r->given.n + r->text.n), (long long)e->n_ctx);
     r->scores = calloc((size_t)r->text.n, sizeof *r->scores);
     if (!r->scores)
         return report_fail(err, KVF_ERR_NOMEM, "Not enough memory for %lld scores.", (long long)r->text.n);
@@ -191,7 +194,8 @@ static kvf_status tokens_of(run *r, const char *path, int flags, token_list *out
 {
     buffer text = { .max = DOC_LIMIT };
     kvf_status rc = buffer_read_file(&text, path, err);
-    if (rc == KVF_OK) rc = prompt_tokenize(out, r->e.model, buffer_text(&text), text.n, flags | KVF_TOKENIZE_SPECIAL, err);
+    if (rc == KVF_OK)
+        rc = prompt_tokenize(out, r->e.model, buffer_text(&text), text.n, flags | KVF_TOKENIZE_SPECIAL, err);
     buffer_free(&text);
     return rc;
 }

@@ -28,7 +28,7 @@ class Reader(threading.Thread):
     def __init__(self, command):
         super().__init__(daemon=True)
         self.begin, self.first_s, self.end, self.text = time.perf_counter(), None, None, b""
-        self.rss = self.pss = 0
+        self.rss = 0
         self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def run(self):
@@ -56,12 +56,10 @@ def together(commands):
         r.start()
     while any(r.is_alive() for r in readers):
         now = [r.memory() for r in readers]
-        for r, (rss, pss) in zip(readers, now):
-            # A process that is left alone owns all pages again: only moments at which all run count.
-            if all(p for _, p in now):
-                r.rss, r.pss = max(r.rss, rss), max(r.pss, pss)
-        if all(p for _, p in now):
-            most = max(most, sum(p for _, p in now))
+        if all(pss for _, pss in now):  # a process that is left alone owns all pages again: moments with all count
+            most = max(most, sum(pss for _, pss in now))
+            for r, (rss, _) in zip(readers, now):
+                r.rss = max(r.rss, rss)
         readers[0].join(0.2 if most else 0.02)
         time.sleep(0.02)
     failed = [r for r in readers if r.child.returncode]
@@ -103,7 +101,7 @@ class Readers:
                "same": sum(r.text == self.alone for r in readers) / n_readers, "correct": sum(right) / n_readers,
                "each_threads": max(1, self.bench.kvfold.threads // n_readers)}
         if pss:  # None where all had ended before the first look
-            out.update(rss_bytes=max(r.rss for r in readers), pss_bytes=max(r.pss for r in readers), all_pss_bytes=pss)
+            out.update(rss_bytes=max(r.rss for r in readers), pss_bytes=pss // n_readers, all_pss_bytes=pss)
         return out
 
 
