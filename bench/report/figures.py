@@ -279,7 +279,13 @@ def everything(rows, sources=()):
 def worse(found):
     """[(figure of ours, figure of the other)] where the other is ahead beyond noise."""
     index = {(f["model"], f["section"], f["row"], f["engine"], f["figure"]): f for f in found}
-    return worse_scores(found, index) + worse_costs(found, index)
+    return worse_scores(found, index) + worse_likelihoods(found, index) + worse_costs(found, index)
+
+
+def worse_likelihoods(found, index):
+    return [tuple(index[(f["model"], "likelihood", f["row"], e, "nll")] for e in (f["engine"], "full")) for f in found
+            if f["section"] == "likelihood" and f["figure"] == "nll above full" and f["engine"] in OURS and f["engine"] != "full" and
+            f["low"] > 0 and f["n"] >= stats.MIN_QUESTIONS]
 
 
 def worse_scores(found, index):

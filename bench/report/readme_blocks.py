@@ -13,7 +13,7 @@ import words
 
 SHOWN = ["full", "lazyllm", "infllm", "window", "snapkv", "keydiff", "rag-bm25", "rag-minilm", "llama.cpp",
          "llama.cpp+slot"]
-NAMES = {"score": "score", "first_s": "first question", "second_s": "second question", "restart_s": "after a restart",
+NAMES = {"score": "score", "nll": "likelihood", "first_s": "first question", "second_s": "second question", "restart_s": "after a restart",
          "write_tps": "writing", "peak_bytes": "memory", "disk_bytes": "disk"}
 
 

@@ -19,6 +19,7 @@ REPORT = os.path.join(ROOT, "bench", "report")
 sys.dont_write_bytecode = True
 sys.path.insert(0, REPORT)
 sys.path.insert(0, os.path.join(ROOT, "bench", "video"))
+import chapters  # noqa: E402
 import compare  # noqa: E402
 import engines  # noqa: E402
 import figures  # noqa: E402
@@ -137,6 +138,14 @@ class Figures(unittest.TestCase):
         above = {f["row"]: (f["value"], f["n"]) for f in figures.likelihood("m", rows)
                  if f["engine"] == "window" and f["figure"] == "nll above full"}
         self.assertEqual(above, {figures.ALL: (0.25, 2), "below 8K": (0.5, 1), "from 8K on": (0.0, 1)})
+
+    def test_a_likelihood_that_is_lower_for_sure_is_named_with_a_reason(self):
+        def row(engine, i, nll):
+            return dict(cost(engine, 4096, 0, 1.0), kind="likelihood", id="t%d" % i, nll=nll)
+        rows = [row(e, i, 2.0 + 0.1 * i + (0.3 + 0.01 * i if e == "infllm" else 0.0)) for i in range(9) for e in ("full", "infllm", "lazyllm")]
+        lines = chapters.worse(figures.everything(rows))[1][2]
+        self.assertEqual({tuple(line[:3]) for line in lines}, {("infllm", "full", "nll")})
+        self.assertFalse([line for line in lines if "no reason" in line[4]])
 
     def test_pieces_of_books_go_on_where_they_end(self):
         found = tasks.cut_from_books(None, 3, lambda text: len(text) // 4)
