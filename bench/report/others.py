@@ -20,7 +20,8 @@ import stats
 RESULTS = os.path.join(program.ROOT, "bench", "results")
 # what: (what is good, unit where the file names none)
 GOOD = {"read": "high", "read, to be asked": "high", "first": "low", "decode step": "low", "store on disk": "low",
-        "peak memory, reading": "low", "peak memory, asking": "low", "lookup share": "low"}
+        "peak memory, reading": "low", "peak memory, asking": "low", "lookup share": "low",
+        "facts answered": "high"}
 CASES = {"pp512": ("reading 512 tokens", "high", "tokens/s"), "pp4096": ("reading 4096 tokens", "high", "tokens/s"),
          "tg0": ("writing at the start", "high", "tokens/s"),
          "tg4096": ("writing after 4096 tokens", "high", "tokens/s"),
@@ -40,6 +41,7 @@ class Source:
         self.name = os.path.relpath(path, RESULTS).replace(os.sep, "/")
         self.bench = self.name.split("/")[0]
         self.commits, self.machines = of("commit", "tree"), of("machine")
+        self.newest = max(of("date"), default="")
         self.commands, self.dates = of("command"), sorted(d[:10] for d in of("date"))
         self.loads = sorted(float(v) for v in of("load_before", "load"))
         self.threads, self.head, self.notes, self.figures = of("threads"), "", [], []
@@ -207,7 +209,7 @@ def slug_of(about):
 
 
 def sources(about):
-    """[Source], bench by bench; files that nothing reads are no source."""
+    """[Source], bench by bench, newest last; files that nothing reads are no source."""
     slug, out = slug_of(about), []
     for bench, reader in READERS.items():
         paths = [p for p in glob.glob(os.path.join(RESULTS, bench, "*")) if p.endswith((".csv", ".jsonl")) and
@@ -219,7 +221,8 @@ def sources(about):
             source.head, source.figures = head, reader(source.name, rows)
             if source.figures:
                 out.append(source)
-    return out
+    benches = list(READERS)
+    return sorted(out, key=lambda s: (benches.index(s.bench), s.newest, s.name))
 
 
 def is_other(figure):

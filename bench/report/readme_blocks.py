@@ -87,10 +87,10 @@ def behind(found):
 # ---- Of the other benches ----
 
 def of_bench(found, bench):
-    """(model, row, engine, figure) -> figure; of several files the newest date, then the most values, counts."""
+    """(model, row, engine, figure) -> figure; of several files that of most values counts, then the newest: figures.csv has
+    newer files of a bench behind older ones."""
     out = {}
-    for f in sorted((f for f in found if f["section"].startswith(bench + "/")),
-                    key=lambda f: (f["section"].split("/")[1][:10], f["n"], f["section"])):
+    for f in sorted((f for f in found if f["section"].startswith(bench + "/")), key=lambda f: f["n"]):
         out[(f["model"], f["row"], f["engine"], f["figure"])] = f
     return out
 
@@ -103,7 +103,8 @@ def from_bench(first, bench):
 def store(found, folder):
     mine = of_bench(found, "speed_long")
     columns = (("read", "reading"), ("store on disk", "store on disk"), ("peak memory, reading", "peak memory, reading"),
-               ("first", "new process to first token"), ("decode step", "writing, a token"))
+               ("first", "new process to first token"), ("decode step", "writing, a token"), ("facts answered", "facts found"))
+    columns = [c for c in columns if any(k[3] == c[0] for k in mine)]
     models = words.unique(k[0] for k in mine)
     out = []
     for model in models:

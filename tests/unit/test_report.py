@@ -461,6 +461,12 @@ class Readme(unittest.TestCase):
         with self.assertRaises(ValueError):
             readme.replaced("no marks", "speed", "new")
 
+    def test_of_several_files_the_most_values_count_and_then_the_newest(self):
+        def f(section, value, n):
+            return figures.figure("m-0.5b", "speed_long/" + section, "16384", "infllm", "read", float(value), n, "high", "tokens/s")
+        found = [f("a.csv", 1, 2), f("b.csv", 2, 3), f("c.csv", 3, 3), f("d.csv", 4, 1)]
+        self.assertIn("| 0.5B | 16K | 3 tokens/s, n 3 |", readme.readme_blocks.store(found, "x"))
+
     def test_a_measured_number_outside_of_the_blocks_is_found(self):
         block = "%s\nreads 900 tokens/s\n%s\n" % readme.marks("speed")
         for number in ("948 tokens/s", "0.26 s", "146 ms", "590 MB", "8.5x", "58 %", "1.6 times", "7,581.5 s", "40 minutes", "3 GB/s"):
