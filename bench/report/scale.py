@@ -38,13 +38,13 @@ def value_of(row, field):
 
 
 def of_long_runs(sources, model, field):
-    """(tokens, value) of infllm as it is by default, from the runs of bench/speed_long.py."""
-    names, out = FIELDS[field][3], []
+    """(tokens, value) of infllm as it is by default, from the newest run of bench/speed_long.py at each length."""
+    names, out = FIELDS[field][3], {}
     for f in (f for s in sources if s.bench == "speed_long" for f in s.figures):
         if f["model"] == model and f["engine"] == "infllm" and f["figure"] in names:
             n = int(f["row"])
-            out.append((n, n / f["value"] if field == "read_s" else f["value"]))
-    return out
+            out[n] = n / f["value"] if field == "read_s" else f["value"]
+    return sorted(out.items())
 
 
 def points(rows, sources, model, engine, field):
