@@ -32,10 +32,15 @@ def count(found):
     return "%d" % ns[0] if len(ns) == 1 else "%d to %d" % (ns[0], ns[-1])
 
 
+def title_of(key):
+    """A column's name: its figure, or its engine where the figure is the value itself; lengths short."""
+    text = key[-1] if key[-1] != "value" else key[0]
+    return plots.size(int(text)) if text.isdigit() else text
+
+
 def head_of(fields, across):
     names = {"row": "of", "engine": "what", "figure": "figure"}
-    return [names[f] for f in fields] + [" ".join(plots.size(int(p)) if p.isdigit() else p for p in key if p != "value" and not (p == "kvfold" and key[-1] != "value"))
-                                         for key in across]
+    return [names[f] for f in fields] + [title_of(key) for key in across]
 
 
 def table(found, bench):

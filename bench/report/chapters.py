@@ -195,7 +195,8 @@ def likelihood(found, model):
     mine = of(found, model, "likelihood")
     if not mine:
         return [("h", 3, "Likelihood"), ("p", "**Not run.**")]
-    out = [("h", 3, "Likelihood of how a text goes on"), ("p", "Mean negative log-likelihood in nats a token of what follows a real "
+    out = [("h", 3, "Likelihood of how a text goes on"),
+           ("p", "Mean negative log-likelihood in nats a token of what follows a real "
            "text, which is read first, like a prompt without a question: what a policy drops then is gone. Lower is better; "
            "above full: the mean over the same texts with its 95 % interval, and \"worse\" where that leaves out zero. The "
            "next words depend mostly on the last ones, so a small difference here can still be a lost fact. Retrieval has no "
@@ -205,8 +206,8 @@ def likelihood(found, model):
         for name in [n for n in eng.NAMES if get(found, model, "likelihood", row, n, "nll")]:
             f, more = (get(found, model, "likelihood", row, name, w) for w in ("nll", "nll above full"))
             sure = "" if name == "full" else "worse" if more["low"] > 0 else "better" if more["high"] < 0 else ""
-            lines.append([row, name, "%.3f" % f["value"], "%+.3f (%+.3f to %+.3f)" % tuple(more[k] for k in ("value", "low", "high"))
-                          if name != "full" else "", f["n"], sure])
+            above = "%+.3f (%+.3f to %+.3f)" % tuple(more[k] for k in ("value", "low", "high"))
+            lines.append([row, name, "%.3f" % f["value"], above if name != "full" else "", f["n"], sure])
     return out + [("table", ["texts", "engine", "nll", "above full (95 %)", "n", ""], lines)]
 
 
@@ -358,8 +359,10 @@ def contact_sheets(folder):
                                         "%s. First row: the frames; then a row a planner. Dark: left out; clear: kept; blue: "
                                         "merged with what stands still there." % (said["sheets"][0]["frames"], said["commit"]))]
     for sheet in said["sheets"]:
-        rows = "; ".join("`%s` keeps %d of %d (%d merged)" % (r["planner"], r["kept"], r["of"], r["merged"]) for r in sheet["rows"])
-        out.append(("png", os.path.join(folder, "sheet-%s.png" % sheet["clip"]), "Clip `%s`, from above: %s." % (sheet["clip"], rows)))
+        rows = "; ".join("`%s` keeps %d of %d (%d merged)" % (r["planner"], r["kept"], r["of"], r["merged"])
+                         for r in sheet["rows"])
+        out.append(("png", os.path.join(folder, "sheet-%s.png" % sheet["clip"]),
+                    "Clip `%s`, from above: %s." % (sheet["clip"], rows)))
     return out
 
 

@@ -283,9 +283,9 @@ def worse(found):
 
 
 def worse_likelihoods(found, index):
-    return [tuple(index[(f["model"], "likelihood", f["row"], e, "nll")] for e in (f["engine"], "full")) for f in found
-            if f["section"] == "likelihood" and f["figure"] == "nll above full" and f["engine"] in OURS and f["engine"] != "full" and
-            f["low"] > 0 and f["n"] >= stats.MIN_QUESTIONS]
+    above = [f for f in found if f["section"] == "likelihood" and f["figure"] == "nll above full" and f["engine"] in OURS]
+    return [tuple(index[(f["model"], "likelihood", f["row"], e, "nll")] for e in (f["engine"], "full"))
+            for f in above if f["engine"] != "full" and f["low"] > 0 and f["n"] >= stats.MIN_QUESTIONS]
 
 
 def worse_scores(found, index):

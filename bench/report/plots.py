@@ -82,7 +82,7 @@ class Axis:
 class Frame:
     """An empty picture with two axes; things are added in data units."""
 
-    def __init__(self, title, xlabel, ylabel, x, y, xname=number, width=470, height=310, legend=()):
+    def __init__(self, title, xlabel, ylabel, x, y, xname=number, width=470, height=310, legend=(), dashed=True):
         self.x, self.y, self.width, self.height = x, y, width, height
         rows = math.ceil(len(legend) / 3)
         self.total = height + 16 * rows
@@ -101,7 +101,7 @@ class Frame:
         for i, (name, label) in enumerate(legend):
             left, top = LEFT - 50 + (i % 3) * (width - 14) / 3, height + 8 + 16 * (i // 3)
             self.parts.append('<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="3"%s/>' % (
-                left, top - 4, left + 16, top - 4, colour(name), ' stroke-dasharray="5 3"' if name in DASHED else ""))
+                left, top - 4, left + 16, top - 4, colour(name), ' stroke-dasharray="5 3"' if dashed and name in DASHED else ""))
             self.parts.append(text(left + 20, top, label, "start"))
 
     def px(self, v):
@@ -161,7 +161,7 @@ def laws(title, laws_of, xlabel, ylabel, far):
     xs = [p[0] for points, _, _ in laws_of.values() for p in points]
     ys = [p[1] for points, _, _ in laws_of.values() for p in points] + [fit.at(end) for _, fit, end in laws_of.values() if end]
     marks = [4 ** k * 1024 for k in range(12) if min(xs) <= 4 ** k * 1024 <= far]
-    frame = Frame(title, xlabel, ylabel, Axis(xs + [far], True, marks), Axis(ys, True), size, width=620,
+    frame = Frame(title, xlabel, ylabel, Axis(xs + [far], True, marks), Axis(ys, True), size, width=620, dashed=False,
                   legend=[(n, "%s: %s" % (n, fit)) for n, (_, fit, _) in laws_of.items()])
     for name, (points, fit, end) in laws_of.items():
         least, most = min(p[0] for p in points), max(p[0] for p in points)

@@ -110,13 +110,13 @@ def run(bench, plan, data):
     for n_tokens in plan.reader_tokens:
         todo = [(round_, n) for round_ in range(plan.rounds) for n in plan.readers
                 if bench.missing("readers", "infllm", "readers-%d-%d" % (n_tokens, n), n_tokens, round_)]
-        if not todo or bench.late():
+        if not todo or bench.late(bench.reserved_s):
             continue
         readers = Readers(bench, n_tokens, data)
         try:
             for round_, n in todo:
                 ident = "readers-%d-%d" % (n_tokens, n)
-                if bench.late():
+                if bench.late(bench.reserved_s):
                     return
                 try:
                     got = readers.measure(n)
