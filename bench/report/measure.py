@@ -61,6 +61,7 @@ class Bench:
         self.lacking = engines.lacking()
         self.names = [n for n in plan.engines if n not in self.lacking]
         self.deadline = time.time() + plan.minutes * 60 if plan.minutes else None
+        self.length_s = {}  # seconds of the last round at a length
         self.reserved_s = 0.0  # of the time that is left: for the rounds of costs that are still to come
 
     def late(self, reserved_s=0.0):
@@ -160,13 +161,27 @@ class Bench:
     def costs(self, text_of, rounds):
         for round_ in rounds:
             for n_tokens in self.plan.cost_lengths:
+                begin = time.time()
                 names = [n for n in self.names if n != "llama.cpp+slot" and self.engines.fits(n, n_tokens)]
                 for name in self.in_turn(names):
                     if self.late():
                         say("out of time in round %d of the costs" % (round_ + 1))
                         return
                     self.cost_case(name, text_of(n_tokens), n_tokens, round_)
+                self.length_s[n_tokens] = time.time() - begin
                 say("%s %s cost round %d, %d tokens" % (time.strftime("%H:%M:%S"), self.model[:18], round_ + 1, n_tokens))
+
+
+def lengths_in_time(length_s, rounds_left, seconds):
+    """The lengths, shortest first, whose remaining rounds fit into the seconds: three rounds of few lengths give ratios,
+    one of many gives none. The shortest always stays."""
+    kept, spent = [], 0.0
+    for n_tokens in sorted(length_s):
+        spent += length_s[n_tokens] * rounds_left
+        if kept and spent > seconds:
+            break
+        kept.append(n_tokens)
+    return kept
 
 
 class Texts:

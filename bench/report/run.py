@@ -37,6 +37,7 @@ from program import say
 
 PARTS = ["fast", "costs", "readers", "needles", "tasks", "likelihood"]
 MODELS = ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
+FOR_ROUNDS = 0.75  # of the time that is left after a round of costs: the rest is for needles, readers and questions
 TINY = os.path.join(program.ROOT, "tests", "data", "tiny", "qwen2.gguf")
 
 
@@ -125,9 +126,12 @@ def run_model(bench, plan, data):
     rounds = list(range(plan.rounds)) if "costs" in plan.parts else []
 
     def one_round():
-        begin = time.time()
         bench.costs(texts, [rounds.pop(0)])
-        bench.reserved_s = max(bench.reserved_s / (len(rounds) + 1), time.time() - begin) * len(rounds)
+        if bench.deadline and rounds and bench.length_s:
+            left = bench.deadline - time.time()
+            plan.cost_lengths = measure.lengths_in_time(bench.length_s, len(rounds), left * FOR_ROUNDS)
+            bench.length_s = {n: s for n, s in bench.length_s.items() if n in plan.cost_lengths}
+        bench.reserved_s = sum(bench.length_s.values()) * len(rounds)
     for part in plan.parts:  # a round of costs between other parts: what lasts hours is measured over hours
         if part in steps:
             steps[part]()

@@ -239,6 +239,12 @@ class Plan(unittest.TestCase):
         self.assertEqual(tasks.evenly(list(range(100)), 4), [12, 37, 62, 87])
         self.assertEqual(tasks.evenly([1, 2], 5), [1, 2])
 
+    def test_short_of_time_the_longest_texts_go_first(self):
+        spent = {512: 60.0, 1024: 80.0, 2048: 100.0}
+        self.assertEqual(measure.lengths_in_time(spent, 2, 1000.0), [512, 1024, 2048])
+        self.assertEqual(measure.lengths_in_time(spent, 2, 300.0), [512, 1024])
+        self.assertEqual(measure.lengths_in_time(spent, 2, 1.0), [512])
+
     def test_engines_begin_one_further_each_time(self):
         bench = measure.Bench.__new__(measure.Bench)
         bench.turn = 0
