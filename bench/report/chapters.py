@@ -4,7 +4,6 @@ The rule that matters most: what was not run is said to be not run, and a figure
 
 SPDX-License-Identifier: Apache-2.0
 """
-import csv
 import fnmatch
 import glob
 import json

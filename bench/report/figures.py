@@ -11,7 +11,6 @@ import datetime
 import statistics
 
 import engines as eng
-import scale
 import stats
 
 FIELDS = ["model", "section", "row", "engine", "figure", "value", "low", "high", "n", "better", "unit"]
@@ -264,13 +263,12 @@ def readers(model, rows):
     return out
 
 
-def everything(rows, sources=()):
+def everything(rows):
     loads = stats.spread([r["load"] for r in rows])
     out = [figure("", "run", "all", "", "load of the machine", loads, len(rows))] if loads else []
     for model in models_of(rows):
         for make in (quality, paired, same_as_llama, needle_grid, likelihood, cost, readers):
             out += make(model, rows)
-        out += scale.fits(model, rows, sources)
     return out
 
 

@@ -15,6 +15,7 @@ import re
 import chapters
 import figures
 import others
+import scale
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1400px; padding: 1.2em; color: #1b1b1b;
@@ -102,7 +103,7 @@ def write(folder, rows, about):
     rows, by_note = others.without_stale(others.name_of(os.path.join(folder, "rows.jsonl")), rows, others.engine_of)
     rows, by_spec = figures.fresh(rows)
     about, sources = dict(about, left_out=by_note + by_spec), others.sources(about)
-    found = figures.everything(rows, sources)
+    found = scale.everything(rows, sources)
     figures.write_csv(os.path.join(folder, "figures.csv"), found + [f for s in sources for f in s.figures])
     blocks = [b for b in chapters.all_of(rows, found, about, sources) if b[0] != "svg" or b[1]]
     title = html.escape(blocks[0][2])

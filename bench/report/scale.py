@@ -101,6 +101,11 @@ def fits(model, rows, sources=()):
     return out
 
 
+def everything(rows, sources=()):
+    """All figures of the rows, the laws among them."""
+    return figures.everything(rows) + [f for model in figures.models_of(rows) for f in fits(model, rows, sources)]
+
+
 # ---- The chapter ----
 
 def far_cell(found, model, field, name, n):

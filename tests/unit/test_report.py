@@ -143,7 +143,7 @@ class Figures(unittest.TestCase):
         def row(engine, i, nll):
             return dict(cost(engine, 4096, 0, 1.0), kind="likelihood", id="t%d" % i, nll=nll)
         rows = [row(e, i, 2.0 + 0.1 * i + (0.3 + 0.01 * i if e == "infllm" else 0.0)) for i in range(9) for e in ("full", "infllm", "lazyllm")]
-        lines = chapters.worse(figures.everything(rows))[1][2]
+        lines = chapters.worse(scale.everything(rows))[1][2]
         self.assertEqual({tuple(line[:3]) for line in lines}, {("infllm", "full", "nll")})
         self.assertFalse([line for line in lines if "no reason" in line[4]])
 
@@ -159,7 +159,7 @@ class Figures(unittest.TestCase):
     def test_a_failed_row_is_no_score(self):
         rows = [answer("full", "q", 1.0)]
         del rows[0]["score"]
-        found = figures.everything([dict(rows[0], error="e")])
+        found = scale.everything([dict(rows[0], error="e")])
         self.assertEqual([f["section"] for f in found], ["run"])
 
     def test_ratios_need_three_common_rounds(self):
@@ -177,7 +177,7 @@ class Figures(unittest.TestCase):
             self.assertEqual(len(found), n, date)
 
     def test_figures_come_back_from_their_file(self):
-        found = figures.everything([dict(cost("full", n, i, n * 1e-3), read_tps=1e3) for n in (1024, 2048, 4096) for i in range(3)])
+        found = scale.everything([dict(cost("full", n, i, n * 1e-3), read_tps=1e3) for n in (1024, 2048, 4096) for i in range(3)])
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "figures.csv")
             figures.write_csv(path, found)
@@ -188,14 +188,14 @@ class Figures(unittest.TestCase):
 
     def test_where_ours_loses_is_found_and_where_it_wins_is_not(self):
         rows = [cost("infllm", 1024, i, 3.0 + 0.1 * i) for i in range(3)] + [cost("full", 1024, i, 1.0) for i in range(3)]
-        pairs = [(f["engine"], o["engine"], f["figure"]) for f, o in figures.worse(figures.everything(rows))]
+        pairs = [(f["engine"], o["engine"], f["figure"]) for f, o in figures.worse(scale.everything(rows))]
         self.assertIn(("infllm", "full", "first_s"), pairs)
         self.assertNotIn(("full", "infllm", "first_s"), pairs)
 
 
     def test_a_lower_score_is_a_loss_where_the_pairs_say_so(self):
         rows = [answer(e, "q%d" % i, float(e == "full" or i < 2)) for e in ("full", "infllm") for i in range(9)]
-        found = figures.everything(rows)
+        found = scale.everything(rows)
         self.assertIn(("infllm", "full"), [(f["engine"], o["engine"]) for f, o in figures.worse(found)])
         wins = [f["value"] for f in found if f["figure"] == "losses against full" and f["row"] == figures.ALL]
         self.assertEqual(wins, [7])
@@ -217,20 +217,20 @@ class Scale(unittest.TestCase):
         self.assertEqual(points, [(8192, 8.192), (1 << 18, (1 << 18) / 500), (1 << 20, (1 << 20) / 250)])
 
     def test_what_is_measured_at_1m_is_not_extrapolated(self):
-        found = figures.everything(self.rows([8192]), [self.source([(1 << 18, 500.0), (1 << 20, 250.0)])])
+        found = scale.everything(self.rows([8192]), [self.source([(1 << 18, 500.0), (1 << 20, 250.0)])])
         names = {f["figure"] for f in found if f["section"] == "fit" and f["row"] == "read_s"}
         self.assertFalse([n for n in names if n.startswith("at 1048576,")])
         self.assertTrue([n for n in names if n.startswith("at 10485760,")])
 
     def test_texts_below_8k_alone_are_not_carried_on(self):
-        found = figures.everything(self.rows([512, 1024, 4096]))
+        found = scale.everything(self.rows([512, 1024, 4096]))
         self.assertTrue([f for f in found if f["section"] == "fit"])
         self.assertFalse([f for f in found if f["figure"].startswith("at ")])
 
     def test_readers_are_shown_by_their_worst_round(self):
         rows = [dict(cost("infllm", 4096, i, 1.0), kind="readers", n_readers=4, slowest_s=2.0, all_tps=9.0, same=1.0 - 0.25 * (i == 1),
                      correct=1.0) for i in range(3)]
-        block = scale.reader_table(figures.everything(rows), "m")[-1]
+        block = scale.reader_table(scale.everything(rows), "m")[-1]
         self.assertEqual(block[2][0][:3] + block[2][0][-2:], ["4K", 4, 3, "75 %", "100 %"])
 
 
@@ -297,13 +297,13 @@ class Plan(unittest.TestCase):
 class Compare(unittest.TestCase):
     def test_two_questions_are_no_evidence(self):
         def report(n, score):
-            return figures.everything([answer("full", "q%d" % i, score) for i in range(n)])
+            return scale.everything([answer("full", "q%d" % i, score) for i in range(n)])
         self.assertEqual(compare.moved(report(2, 1.0), report(2, 0.0), 0.05, 0.1), ([], 0))
         found, _ = compare.moved(report(9, 1.0), report(9, 0.0), 0.05, 0.1)
         self.assertIn(("worse", "score"), [(way, f["figure"]) for way, _, f in found])
 
     def figures_of(self, seconds):
-        return figures.everything([cost("full", 1024, i, seconds + 0.01 * i) for i in range(3)])
+        return scale.everything([cost("full", 1024, i, seconds + 0.01 * i) for i in range(3)])
 
     def test_a_report_has_not_moved_from_itself(self):
         found, n = compare.moved(self.figures_of(1.0), self.figures_of(1.0), 0.05, 0.1)
@@ -319,7 +319,7 @@ class Compare(unittest.TestCase):
     def test_a_slower_hour_is_no_change_where_ratios_stand(self):
         def report(factor):
             rows = [cost(e, 1024, i, t * factor + 0.01 * i) for e, t in (("full", 2.0), ("window", 1.0)) for i in range(3)]
-            return figures.everything(rows)
+            return scale.everything(rows)
         found, _ = compare.moved(report(1.0), report(1.5), 0.05, 0.1)
         self.assertNotIn(("window", "first_s"), [(f["engine"], f["figure"]) for _, _, f in found])
 
