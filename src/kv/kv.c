@@ -400,13 +400,17 @@ kvf_status kvf_kv_set_tier(kvf_kv *kv, kvf_tier *tier, kvf_error *err)
         for (int64_t i = 0; i < kv->n_block * kv->dims.n_layer; i++)
             if (kvf_layer_slots(kv, (int32_t)(i / kv->n_block))[i % kv->n_block] == NO_SLOT)
                 return kvf_fail(err, KVF_ERR_STATE, "blocks of this sequence are only in its store");
+        if (kvf_far_digests_in_tier(kv))
+            return kvf_fail(err, KVF_ERR_STATE, "digests of this sequence are only in its store");
+        for (int64_t i = 0; i < kv->n_block * kv->dims.n_layer; i++) /* nobody could bring them back */
+            kvf_far_lru_remove(kv, kvf_layer_slots(kv, (int32_t)(i / kv->n_block))[i % kv->n_block]);
         f->n_tier = 0;
         kvf_stream_forget(kv);
     } else {
         f->n_tier = tier->n_token < kv->n_key ? tier->n_token : kv->n_key;
     }
     f->tier = tier;
-    f->epoch++; /* pointers of the old one are void */
+    kvf_far_digest_forget(kv);
     if (f->n_tier > before) kvf_far_release_clean(kv, before >> KVF_BLOCK_SHIFT, kvf_blocks_for(f->n_tier));
     kvf_far_digest_release(kv);
     return KVF_OK;

@@ -143,7 +143,7 @@ void kvf_kv_truncate(kvf_kv *kv, int64_t n);
 kvf_status kvf_kv_load(kvf_kv *kv, kvf_tier *tier, int64_t n, kvf_error *err);
 
 /* The tier holds more by now, or is another one with the same contents; NULL: none any more (fails with
- * STATE if blocks are only there). */
+ * STATE if blocks or digests are only there). */
 kvf_status kvf_kv_set_tier(kvf_kv *kv, kvf_tier *tier, kvf_error *err);
 
 /* Bytes of a block's digests as a tier keeps them. 0: none. */

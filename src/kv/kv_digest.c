@@ -172,6 +172,7 @@ void kvf_far_digest_cut(kvf_kv *kv, int64_t n_tok)
     if (keep == 0) f->score0 = units == 0 ? 0 : (f->m.init + units * f->m.unit) >> KVF_BLOCK_SHIFT << KVF_BLOCK_SHIFT;
     for (int64_t r = 0; f->score && r < kv->dims.n_layer * kv->dims.n_head; r++)
         for (int64_t i = keep; i < f->cap_score; i++) f->score[r * f->cap_score + i] = 0;
+    kvf_far_score_drop(kv);
 }
 
 /* ---- Tier -------------------------------------------------------------------------------- */
@@ -187,6 +188,15 @@ kvf_status kvf_far_digest_loaded(kvf_kv *kv, kvf_error *err)
     f->n_sealed = 0; /* representatives come with the tail */
     f->score0 = 0;
     return KVF_OK;
+}
+
+bool kvf_far_digests_in_tier(const kvf_kv *kv)
+{
+    const kvf_far *f = kv->far;
+    if (f->n_row_tier > 0 && f->fine_bytes > 0 && !f->reps) return true;
+    for (int32_t l = 0; l < kv->dims.n_layer; l++)
+        if (f->coarse_gap[l] > 0 && f->coarse_bytes > 0) return true;
+    return false;
 }
 
 /* Fine digests of whole groups that the tier has are read from there. */
@@ -206,15 +216,18 @@ void kvf_far_digest_release(kvf_kv *kv)
     f->n_row_tier = groups * GROUP;
 }
 
+void kvf_far_digest_forget(kvf_kv *kv)
+{
+    kvf_far *f = kv->far;
+    for (int64_t i = 0; i < f->cap_group * kv->dims.n_layer; i++) f->tier_row[i] = NULL;
+    f->epoch = f->tier ? f->tier->ops->epoch(f->tier) : 0;
+}
+
 /* The tier's digests of a block, coarse then fine. The tier is held. */
 static kvf_status tier_digest(kvf_kv *kv, int32_t layer, int64_t block, const uint8_t **out, kvf_error *err)
 {
     kvf_far *f = kv->far;
-    uint64_t epoch = f->tier->ops->epoch(f->tier);
-    if (epoch != f->epoch) {
-        for (int64_t i = 0; i < f->cap_group * kv->dims.n_layer; i++) f->tier_row[i] = NULL;
-        f->epoch = epoch;
-    }
+    if (f->tier->ops->epoch(f->tier) != f->epoch) kvf_far_digest_forget(kv);
     const uint8_t **at = &f->tier_row[layer * f->cap_group + block / GROUP];
     if (!*at) {
         const void *rows;
@@ -256,6 +269,7 @@ kvf_status kvf_far_digest_export(kvf_kv *kv, int64_t first, int64_t end, void *o
     uint8_t *to = out;
     if (row_bytes(f) == 0) return KVF_OK;
     for (int32_t l = 0; l < kv->dims.n_layer; l++) {
+        KVF_TRY(load_coarse(kv, l, err));
         for (int64_t b = first; b < end; b++, to += row_bytes(f)) {
             memset(to, 0, row_bytes(f));
             if (b >= f->n_digest) continue; /* the partly filled last block */
@@ -291,7 +305,7 @@ kvf_status kvf_far_digest_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err)
     t->n_sealed = f->n_sealed;
     if (!f->score) return KVF_OK;
     void *block;
-    KVF_TRY(kvf_mem_get(kvf_kv_mem(to), &block, (size_t)(f->cap_score * from->dims.n_layer * from->dims.n_head),
+    KVF_TRY(kvf_mem_get(kvf_kv_mem(to), &block, (size_t)(2 * f->cap_score * from->dims.n_layer * from->dims.n_head),
                         sizeof(float), err));
     t->score = block;
     memcpy(t->score, f->score, (size_t)(f->cap_score * from->dims.n_layer * from->dims.n_head) * sizeof(float));
@@ -302,24 +316,44 @@ kvf_status kvf_far_digest_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err)
 
 /* ---- Representatives ------------------------------------------------------------------------ */
 
+static int64_t score_rows(const kvf_kv *kv) { return kv->dims.n_layer * kv->dims.n_head; }
+
+/* What the reserved chunk adds to the scores: behind them, theirs with kvf_far_seal, or nobody's. */
+static float *fresh_scores(const kvf_kv *kv) { return kv->far->score + score_rows(kv) * kv->far->cap_score; }
+
+void kvf_far_score_drop(kvf_kv *kv)
+{
+    kvf_far *f = kv->far;
+    if (f->score && f->fresh) memset(fresh_scores(kv), 0, (size_t)(score_rows(kv) * f->cap_score) * sizeof *f->score);
+    f->fresh = false;
+}
+
+static void accept_scores(kvf_kv *kv)
+{
+    const float *add = fresh_scores(kv);
+    for (int64_t i = 0; i < score_rows(kv) * kv->far->cap_score; i++) kv->far->score[i] += add[i];
+    kvf_far_score_drop(kv);
+}
+
 kvf_status kvf_far_score(kvf_kv *kv, int32_t layer, const float *mass, int64_t first_block, int64_t n_entry,
                          kvf_error *err)
 {
     kvf_far *f = kv->far;
     int64_t first = first_block << KVF_BLOCK_SHIFT, end = first + n_entry * KVF_BLOCK;
-    int64_t n_row = kv->dims.n_layer * kv->dims.n_head;
+    int64_t n_row = score_rows(kv);
     if (end - f->score0 > f->cap_score) {
         int64_t cap = end - f->score0 + 4 * KVF_BLOCK;
         void *block;
-        KVF_TRY(kvf_mem_get(kvf_kv_mem(kv), &block, (size_t)(cap * n_row), sizeof(float), err));
-        for (int64_t r = 0; f->score && r < n_row; r++)
+        KVF_TRY(kvf_mem_get(kvf_kv_mem(kv), &block, (size_t)(2 * cap * n_row), sizeof(float), err));
+        for (int64_t r = 0; f->score && r < 2 * n_row; r++)
             memcpy((float *)block + r * cap, f->score + r * f->cap_score, (size_t)f->cap_score * sizeof(float));
         kvf_free(kvf_kv_mem(kv), f->score);
         f->score = block;
         f->cap_score = cap;
     }
+    f->fresh = true;
     for (int32_t h = 0; h < kv->dims.n_head; h++) {
-        float *to = f->score + (layer * kv->dims.n_head + h) * f->cap_score;
+        float *to = fresh_scores(kv) + (layer * kv->dims.n_head + h) * f->cap_score;
         const float *add = mass + h * (end - first);
         for (int64_t t = first > f->score0 ? first : f->score0; t < end; t++) to[t - f->score0] += add[t - first];
     }
@@ -332,10 +366,11 @@ static kvf_status seal_unit(kvf_kv *kv, int32_t layer, int64_t unit, float *scor
     kvf_far *f = kv->far;
     int64_t at = f->m.init + unit * f->m.unit, block = at >> KVF_BLOCK_SHIFT, base = block << KVF_BLOCK_SHIFT;
     for (int32_t h = 0; h < kv->dims.n_head; h++) {
-        const float *from = f->score + (layer * kv->dims.n_head + h) * f->cap_score;
+        int64_t row = (layer * kv->dims.n_head + h) * f->cap_score;
+        const float *from = f->score + row, *add = fresh_scores(kv) + row;
         for (int64_t i = 0; i < KVF_BLOCK; i++) {
             int64_t j = base + i - f->score0;
-            score[h * KVF_BLOCK + i] = j >= 0 && j < f->cap_score ? from[j] : 0;
+            score[h * KVF_BLOCK + i] = j >= 0 && j < f->cap_score ? from[j] + add[j] : 0;
         }
     }
     KVF_TRY(kvf_far_fetch(kv, layer, block, NULL, err));
@@ -364,11 +399,9 @@ static void slide_scores(kvf_kv *kv, int64_t to)
     f->score0 = to;
 }
 
-kvf_status kvf_far_seal(kvf_kv *kv, kvf_error *err)
+static kvf_status seal_units(kvf_kv *kv, int64_t units, kvf_error *err)
 {
     kvf_far *f = kv->far;
-    int64_t units = (kvf_units_end(&f->m, kv->n_key) - f->m.init) / f->m.unit;
-    if (!f->reps || !f->score || units <= f->n_sealed) return KVF_OK;
     const kvf_mem *mem = kvf_kv_mem(kv);
     void *score, *made;
     KVF_TRY(kvf_mem_get(mem, &score, (size_t)kv->dims.n_head * KVF_BLOCK, sizeof(float), err));
@@ -379,7 +412,17 @@ kvf_status kvf_far_seal(kvf_kv *kv, kvf_error *err)
             if (f->layer_window[l] == 0) rc = seal_unit(kv, l, u, score, made, err);
     kvf_free(mem, score);
     kvf_free(mem, made);
-    if (rc < 0) return rc;
+    return rc;
+}
+
+kvf_status kvf_far_seal(kvf_kv *kv, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    int64_t units = (kvf_units_end(&f->m, kv->n_key) - f->m.init) / f->m.unit;
+    if (!f->reps || !f->score) return KVF_OK;
+    if (units > f->n_sealed) KVF_TRY(seal_units(kv, units, err));
+    accept_scores(kv);
+    if (units <= f->n_sealed) return KVF_OK;
     f->n_sealed = units;
     slide_scores(kv, (f->m.init + units * f->m.unit) >> KVF_BLOCK_SHIFT << KVF_BLOCK_SHIFT);
     return KVF_OK;
@@ -397,7 +440,7 @@ static tail_head tail_of(const kvf_kv *kv)
 {
     const kvf_far *f = kv->far;
     int64_t end = f->m.init + f->n_sealed * f->m.unit;
-    return (tail_head){ TAIL_MAGIC, kv->n_key, f->n_sealed, kvf_blocks_for(end), f->score0,
+    return (tail_head){ TAIL_MAGIC, kv->n_key, f->n_sealed, f->n_sealed > 0 ? kvf_blocks_for(end) : 0, f->score0,
                         kv->n_key > f->score0 ? kv->n_key - f->score0 : 0 };
 }
 
@@ -422,7 +465,7 @@ void kvf_kv_tail_save(const kvf_kv *kv, void *out)
     memcpy(to, &h, sizeof h);
     to += sizeof h;
     for (int32_t l = 0; l < kv->dims.n_layer; l++, to += (size_t)h.n_block * f->coarse_bytes)
-        memcpy(to, f->coarse[l], (size_t)h.n_block * f->coarse_bytes);
+        if (h.n_block > 0) memcpy(to, f->coarse[l], (size_t)h.n_block * f->coarse_bytes);
     for (int64_t r = 0; r < kv->dims.n_layer * kv->dims.n_head; r++, to += (size_t)h.n_score * sizeof(float)) {
         memset(to, 0, (size_t)h.n_score * sizeof(float));
         if (f->score) memcpy(to, f->score + r * f->cap_score, (size_t)h.n_score * sizeof(float));
@@ -438,18 +481,19 @@ kvf_status kvf_kv_tail_load(kvf_kv *kv, const void *data, size_t n, kvf_error *e
     int64_t units = (kvf_units_end(&f->m, kv->n_key) - f->m.init) / f->m.unit;
     int64_t score0 = (f->m.init + units * f->m.unit) >> KVF_BLOCK_SHIFT << KVF_BLOCK_SHIFT;
     if (units == 0) score0 = 0;
-    want = (tail_head){ TAIL_MAGIC, kv->n_key, units, kvf_blocks_for(f->m.init + units * f->m.unit), score0,
+    want = (tail_head){ TAIL_MAGIC, kv->n_key, units, units > 0 ? kvf_blocks_for(f->m.init + units * f->m.unit) : 0, score0,
                         kv->n_key - score0 };
     if (n < sizeof h || memcmp(&h, &want, sizeof h) != 0 || n != tail_size(kv, &h))
         return kvf_fail(err, KVF_ERR_FORMAT, "the stored representatives do not belong to this document; ingest it again");
     const uint8_t *from = (const uint8_t *)data + sizeof h;
     for (int32_t l = 0; l < kv->dims.n_layer; l++, from += (size_t)h.n_block * f->coarse_bytes)
-        memcpy(f->coarse[l], from, (size_t)h.n_block * f->coarse_bytes);
+        if (h.n_block > 0) memcpy(f->coarse[l], from, (size_t)h.n_block * f->coarse_bytes);
     int64_t rows = kv->dims.n_layer * kv->dims.n_head;
     void *block;
-    KVF_TRY(kvf_mem_get(kvf_kv_mem(kv), &block, (size_t)(rows * (h.n_score + KVF_BLOCK)), sizeof(float), err));
+    KVF_TRY(kvf_mem_get(kvf_kv_mem(kv), &block, (size_t)(2 * rows * (h.n_score + KVF_BLOCK)), sizeof(float), err));
     kvf_free(kvf_kv_mem(kv), f->score);
     f->score = block;
+    f->fresh = false;
     f->cap_score = h.n_score + KVF_BLOCK;
     f->score0 = h.score0;
     f->n_sealed = h.n_sealed;

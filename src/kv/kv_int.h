@@ -71,7 +71,9 @@ typedef struct kvf_far {
     int64_t cap_group;
     const void **rows;               /* [cap_digest] argument of a vote */
     int64_t n_sealed;                /* units whose representatives are made (reps) */
-    float *score;                    /* [n_layer][n_head][cap_score] column scores from token score0 on (reps) */
+    float *score;                    /* [2][n_layer][n_head][cap_score] column scores from token score0 on (reps),
+                                        then what the reserved chunk adds to them */
+    bool fresh;                      /* that is not all zero */
     int64_t score0, cap_score;
     kvf_index **index;               /* [n_layer] or NULL */
     int64_t checked;                 /* units at which the index's recall was last measured */
@@ -216,6 +218,8 @@ kvf_status kvf_share_hand_over(kvf_kv *kv, const kvf_kv_attend_args *a, bool *an
 /* ---- kv_digest.c ---- */
 kvf_status kvf_far_digest(kvf_kv *kv, kvf_error *err); /* of blocks that became whole */
 void kvf_far_digest_cut(kvf_kv *kv, int64_t n_tok);
+void kvf_far_digest_forget(kvf_kv *kv); /* the tier is another one, or has moved: pointers into it are void */
+bool kvf_far_digests_in_tier(const kvf_kv *kv); /* some are there alone */
 void kvf_far_digest_close(kvf_kv *kv);
 kvf_status kvf_far_digest_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err);
 kvf_status kvf_far_digest_loaded(kvf_kv *kv, kvf_error *err); /* all of them are in the tier */
@@ -225,6 +229,7 @@ size_t kvf_far_digest_memory(const kvf_kv *kv);
 /* Add column sums mass [n_head][n_entry * KVF_BLOCK] of blocks first_block.. to the scores. */
 kvf_status kvf_far_score(kvf_kv *kv, int32_t layer, const float *mass, int64_t first_block, int64_t n_entry,
                          kvf_error *err);
+void kvf_far_score_drop(kvf_kv *kv); /* what a chunk added that is not committed */
 kvf_status kvf_far_seal(kvf_kv *kv, kvf_error *err);
 /* Which units does the policy want? far->use [n_set][n_unit] is set. */
 typedef struct kvf_lookup {

@@ -413,6 +413,7 @@ kvf_status kvf_far_prepare(kvf_kv *kv, int64_t n_tok, kvf_error *err)
         KVF_TRY(kvf_sparse_prepare(kv, n_tok, err));
         return make_angles(kv, 0, f->sparse->pos + kv->n_key, n_tok, err);
     }
+    kvf_far_score_drop(kv);
     KVF_TRY(kvf_stream_settle(kv, err));
     KVF_TRY(restore_window(kv, err));
     if (kv->n_key & (KVF_BLOCK - 1)) {

@@ -211,6 +211,15 @@ def array_seeds(root):
         save(root, "arrays", "safetensors%d" % i, b"\1" + struct.pack("<Q", len(json)) + json.encode() + b"\1" * n)
 
 
+# ---- Sequences: a kind, then operations of three bytes (kv_ops.h) ---------------------------
+
+def kv_seeds(root):
+    read = bytes([0, 0, 200]) * 5
+    for kind in range(7):
+        save(root, "kv", "save%d" % kind, bytes([kind]) + read + bytes([5, 0, 0, 8, 0, 255, 6, 0, 250, 1, 0, 5, 3, 0, 0, 2, 0, 120])
+             + read[:6] + bytes([10, 1, 9, 0, 1, 30, 7, 0, 255, 11, 0, 3, 0, 0, 60, 15, 0, 0, 1, 0, 3]))
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: make_seeds.py OUT_DIR")
@@ -218,3 +227,4 @@ if __name__ == "__main__":
     gguf_seeds(sys.argv[1])
     vision_seeds(sys.argv[1])
     document_seeds(sys.argv[1])
+    kv_seeds(sys.argv[1])
