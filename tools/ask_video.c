@@ -63,9 +63,11 @@ static kvf_status read_rows(rows *out, const engine *e, const ask_video_options 
     kvf_merge *m = NULL;
     video_tokens t;
     memset(&t, 0, sizeof t);
-    video_source_options s = { .clip = o->clip, .mmproj = o->mmproj, .pool = "auto", .frames = o->frames, .quiet = o->quiet };
+    video_source_options s = { .clip = o->clip, .mmproj = o->mmproj, .pool = "auto", .frames = o->frames,
+                               .width = e->info.n_embd, .quiet = o->quiet };
     kvf_status rc = all ? KVF_OK : kvf_merge_open(&m, e->ctx, o->merge, err); /* before a minute goes into encoding */
     if (rc == KVF_OK) rc = video_source_read(&t, e->ctx, &s, err);
+    if (rc == KVF_OK) video_tokens_note(&t, 0);
     if (rc == KVF_OK) rc = all ? take_all(out, &t, err) : take_merged(out, &t, m, err);
     if (rc == KVF_OK && !o->quiet) {
         char in[32], n[32];

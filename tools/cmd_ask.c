@@ -28,6 +28,8 @@ typedef struct ask_options {
     bool raw, no_stream, json;
 } ask_options;
 
+#define ASK_MERGE "holitom:ratio=0.25" /* of a video */
+
 #define ROW(field, name, letter, value, type, help)                                                          \
     {                                                                                                        \
         name, letter, value, type, offsetof(ask_options, field), NULL, 0, 0, NULL, help                      \
@@ -41,8 +43,9 @@ static const arg_row ask_rows[] = {
     ROW(video, "--video", 0, "CLIP", ARG_TEXT, "ask about a video, with --mmproj; any file that FFmpeg reads"),
     ROW(mmproj, "--mmproj", 0, "FILE", ARG_TEXT, "GGUF file of the model's vision tower and projector"),
     { "--frames", 0, "N", ARG_INT, offsetof(ask_options, frames), "32", 1, 100000, NULL, "frames of the video, evenly spread" },
-    { "--merge", 0, "SPEC", ARG_TEXT, offsetof(ask_options, merge), "holitom:ratio=0.25", 0, 0, NULL,
-      "which of the video's tokens are read (kvfold video --list-planners), or none: all of them" },
+    ROW(merge, "--merge", 0, "SPEC", ARG_TEXT,
+        "which of the video's tokens are read (kvfold video --list-planners), or none: all of them (default: "
+        ASK_MERGE ")"),
     ROW(questions, "--question", 'q', "TEXT", ARG_TEXTS, "a question; may be given again"),
     ROW(question_file, "--questions", 0, "FILE", ARG_TEXT, "questions, one per line; - is standard input"),
     ROW(json, "--json", 'j', NULL, ARG_FLAG, "one JSON object per question"),
@@ -152,6 +155,8 @@ static kvf_status check_options(const ask *a, const arg_texts *operands, kvf_err
                            "it instead of -d.");
     if (!a->o.video != !a->o.mmproj)
         return report_fail(err, KVF_ERR_ARG, "--video and --mmproj go together: the clip, and the tower that looks at it.");
+    if (a->o.merge && !a->o.video)
+        return report_fail(err, KVF_ERR_ARG, "--merge chooses among the tokens of a video; give --video and --mmproj, or leave it out.");
     if (a->o.video && (a->o.raw || a->o.store || a->o.documents.n))
         return report_fail(err, KVF_ERR_ARG, "A video is asked alone: leave out %s.",
                            a->o.raw ? "--raw" : a->o.store ? "--store" : "-d");
@@ -430,7 +435,8 @@ static kvf_status ask_run(ask *a, const arg_texts *operands, kvf_error *err)
     a->eo.passages = a->o.citations > 0 && has_documents(a);
     rc = engine_open(&a->e, &a->eo, err);
     if (rc != KVF_OK) return rc;
-    ask_video_options v = { .clip = a->o.video, .mmproj = a->o.mmproj, .merge = a->o.merge, .frames = a->o.frames,
+    ask_video_options v = { .clip = a->o.video, .mmproj = a->o.mmproj, .merge = a->o.merge ? a->o.merge : ASK_MERGE,
+                            .frames = a->o.frames,
                             .tmpl = a->o.tmpl, .system = a->o.system, .quiet = a->eo.quiet };
     if (a->o.store)
         rc = open_stored(a, err);

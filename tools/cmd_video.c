@@ -294,21 +294,7 @@ static void say_notes(const run *r)
 {
     const video_tokens *t = &r->tokens;
     const kvf_merge_plan_info *p = &r->result.info;
-    /* Sound may go on a little after the last picture. */
-    double said = t->clip.seconds_said, shown = t->clip.seconds;
-    if (t->is_clip && t->clip.damaged)
-        report_note("the clip is cut off or damaged; what can be read is used");
-    else if (t->is_clip && said > shown * 1.1 + 1)
-        report_note("the clip says it lasts %.1f s, and its pictures end after %.1f s; is it whole?", said,
-                    shown);
-    if (t->outcome.n_missing)
-        report_note("%" PRId64 " of the chosen frames cannot be decoded; %" PRId64 " are left",
-                    t->outcome.n_missing, t->outcome.n_frames);
-    if (t->outcome.n_damaged)
-        report_note("%" PRId64 " frames are damaged and were patched up by the decoder",
-                    t->outcome.n_damaged);
-    if (t->is_clip && r->o.frames > t->n_frame && !t->outcome.n_missing)
-        report_note("the clip has no more than %" PRId64 " frames there; all of them are used", t->n_frame);
+    video_tokens_note(t, r->o.frames);
     if (r->stream && p->n_forced)
         report_note("%" PRId64 " segments were ended because --hold %" PRId64 " frames waited; raise it for longer ones",
                     p->n_forced, r->o.hold);

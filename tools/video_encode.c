@@ -92,6 +92,10 @@ static kvf_status open_tower(encoder *e, kvf_ctx *ctx, kvf_error *err)
     e->pool = pool_named(e->o->pool, &e->info);
     t->n_tok = kvf_vision_tokens(e->tower, e->pool, &side);
     t->dim = e->info.n_out;
+    if (e->o->width && e->o->width != t->dim)
+        return report_fail(err, KVF_ERR_ARG,
+                           "The tower in '%s' gives tokens of %lld numbers, and the model takes %lld; its projector "
+                           "belongs to another model.", e->o->mmproj, (long long)t->dim, (long long)e->o->width);
     if (!t->grid_w) t->grid_w = side;
     if (t->n_tok < 1)
         return report_fail(err, KVF_ERR_ARG, "--pool %s leaves no token of this tower's grid.", e->o->pool);

@@ -4,6 +4,7 @@
 #include "video_source.h"
 
 #include <stdio.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -255,6 +256,25 @@ void video_tokens_free(video_tokens *t)
     free(t->time);
     free(t->number);
     *t = (video_tokens){ 0 };
+}
+
+void video_tokens_note(const video_tokens *t, int64_t frames)
+{
+    /* Sound may go on a little after the last picture. */
+    double said = t->clip.seconds_said, shown = t->clip.seconds;
+    if (t->is_clip && t->clip.damaged)
+        report_note("the clip is cut off or damaged; what can be read is used");
+    else if (t->is_clip && said > shown * 1.1 + 1)
+        report_note("the clip says it lasts %.1f s, and its pictures end after %.1f s; is it whole?", said,
+                    shown);
+    if (t->outcome.n_missing)
+        report_note("%" PRId64 " of the chosen frames cannot be decoded; %" PRId64 " are left",
+                    t->outcome.n_missing, t->outcome.n_frames);
+    if (t->outcome.n_damaged)
+        report_note("%" PRId64 " frames are damaged and were patched up by the decoder",
+                    t->outcome.n_damaged);
+    if (t->is_clip && frames > t->n_frame && !t->outcome.n_missing)
+        report_note("the clip has no more than %" PRId64 " frames there; all of them are used", t->n_frame);
 }
 
 kvf_merge_view video_tokens_view(const video_tokens *t)

@@ -32,6 +32,7 @@ typedef struct video_source_options {
     double fps;           /* 0: not said */
     double start, end;
     int64_t grid; /* tokens in a row; 0: square */
+    int64_t width; /* the tokens' that a model takes; 0: any */
     bool thumbnails, quiet;
     video_token_sink sink; /* frames go there one by one, and none is held; NULL: all are held */
     void *user;
@@ -73,6 +74,9 @@ kvf_status video_source_send(video_tokens *t, const video_source_options *o, con
 
 /* n elements of `type` as float. */
 void video_tokens_widen(float *out, const void *data, kvf_merge_type type, int64_t n);
+
+/* Say on stderr what is missing of the clip. frames: as many as were asked for, 0: not said. */
+void video_tokens_note(const video_tokens *t, int64_t frames);
 
 /* The whole as a view. */
 kvf_merge_view video_tokens_view(const video_tokens *t);

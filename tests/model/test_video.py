@@ -580,9 +580,19 @@ class AskAboutAVideo(unittest.TestCase):
         self.refused("belongs to another model", "--video", os.path.join(DATA, "video", "numbers.mp4"),
                      "--mmproj", os.path.join(DATA, "vision_tower", "onevision.gguf"), "--frames", "4")
 
+    def test_a_tower_of_another_width_is_named_before_frames_are_encoded(self):
+        if not has_video():
+            self.skipTest("this build decodes no video")
+        r = self.ask("--video", os.path.join(DATA, "video", "numbers.mp4"), "--mmproj",
+                     os.path.join(DATA, "vision_tower", "onevision.gguf"), "--frames", "4")
+        self.assertEqual(r.returncode, 2)
+        self.assertNotIn(b"Encoding", r.stderr)
+        self.assertIn(b"gives tokens of", r.stderr)
+
     def test_what_does_not_go_together_is_refused(self):
         self.refused("--mmproj", "--video", "clip.mp4")
         self.refused("--video", "--mmproj", "tower.gguf")
+        self.refused("--merge", "--merge", "holitom:ratio=0.5")
         self.refused("-d", "--video", "clip.mp4", "--mmproj", "tower.gguf", "-d", "text.txt")
         self.refused("store", "--video", "clip.mp4", "--mmproj", "tower.gguf", "--policy", "infllm")
 
