@@ -409,7 +409,8 @@ typedef struct kvf_stats {
 KVF_API void kvf_session_params_init(kvf_session_params *p);
 
 /* Open an empty timeline. params may be NULL. Memory grows with the tokens held.
- * Errors: ARG (a field out of range), NOT_FOUND (policy; lists those there are), NOMEM. */
+ * Errors: ARG (a field out of range), NOT_FOUND (policy; lists those there are), NOMEM, IO (a folder that the
+ * policy names). */
 KVF_API kvf_status kvf_session_open(kvf_session **out, kvf_model *m, const kvf_session_params *params,
                                     kvf_error *err);
 KVF_API void kvf_session_close(kvf_session *s);

@@ -31,6 +31,27 @@ struct kvf_park {
     char folder[256];
 };
 
+/* A file that is gone as soon as nobody has it open. */
+static int open_nameless(const char *folder)
+{
+    int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL)) return fd;
+    char path[300];
+    int n = snprintf(path, sizeof path, "%s/kvfold-XXXXXX", folder);
+    if (n < 0 || (size_t)n >= sizeof path) return -1;
+    fd = mkostemp(path, O_CLOEXEC);
+    if (fd >= 0) unlink(path);
+    return fd;
+}
+
+static kvf_status open_file(const char *folder, int *fd, kvf_error *err)
+{
+    *fd = open_nameless(folder);
+    return *fd >= 0 ? KVF_OK
+                    : kvf_fail(err, KVF_ERR_IO, "%s: %s; name a folder for waiting hidden states that can be written",
+                               folder, strerror(errno));
+}
+
 kvf_status kvf_park_open(kvf_park **out, const kvf_mem *mem, int64_t width, const char *folder, kvf_error *err)
 {
     *out = NULL;
@@ -38,6 +59,11 @@ kvf_status kvf_park_open(kvf_park **out, const kvf_mem *mem, int64_t width, cons
     size_t n = folder ? strlen(folder) : 0, page = (size_t)sysconf(_SC_PAGESIZE);
     if (n >= sizeof ((kvf_park *)0)->folder)
         return kvf_fail(err, KVF_ERR_ARG, "the folder for waiting hidden states has a name of %zu characters; use a shorter one", n);
+    if (n) { /* not after an hour of reading */
+        int fd;
+        KVF_TRY(open_file(folder, &fd, err));
+        close(fd);
+    }
     KVF_TRY(kvf_mem_get(mem, &block, 1, sizeof(kvf_park), err));
     kvf_park *p = block;
     p->mem = mem;
@@ -69,25 +95,10 @@ void kvf_park_close(kvf_park *p)
     kvf_free(p->mem, p);
 }
 
-/* A file that is gone as soon as nobody has it open. */
-static int open_nameless(const char *folder)
-{
-    int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL)) return fd;
-    char path[300];
-    int n = snprintf(path, sizeof path, "%s/kvfold-XXXXXX", folder);
-    if (n < 0 || (size_t)n >= sizeof path) return -1;
-    fd = mkostemp(path, O_CLOEXEC);
-    if (fd >= 0) unlink(path);
-    return fd;
-}
-
 static kvf_status map_file(kvf_park *p, slab *s, kvf_error *err)
 {
-    int fd = open_nameless(p->folder);
-    if (fd < 0)
-        return kvf_fail(err, KVF_ERR_IO, "%s: %s; name a folder for waiting hidden states that can be written", p->folder,
-                        strerror(errno));
+    int fd;
+    KVF_TRY(open_file(p->folder, &fd, err));
     int rc = posix_fallocate(fd, 0, (off_t)p->slab_bytes); /* a full disk shows here, not as a signal later */
     void *data = rc ? MAP_FAILED : mmap(NULL, p->slab_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     int why = rc ? rc : errno;

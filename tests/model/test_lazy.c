@@ -428,10 +428,12 @@ Test(lazy, too_small_a_budget_is_an_error_and_a_folder_helps)
     cr_assert_leq(stats_of(s).kv_bytes, p.kv_bytes);
     kvf_session_close(s);
     p.policy = "lazyllm:stages=2,keep=0.2,park=/no/such/folder";
-    s = open_with(&r, p);
-    cr_assert_eq(kvf_session_sync(s, t, 600, &err), KVF_ERR_IO);
-    cr_assert_not_null(strstr(err.msg, "/no/such/folder"), "%s", err.msg);
-    kvf_session_close(s);
+    cr_assert_eq(kvf_session_open(&s, r.m, &p, &err), KVF_ERR_IO, "before anything is read");
+    cr_assert_null(s);
+    cr_assert_not_null(strstr(err.msg, "/no/such/folder: No such file"), "%s", err.msg);
+    p.policy = "lazyllm:stages=2,keep=0.2,park=/dev/null";
+    cr_assert_eq(kvf_session_open(&s, r.m, &p, &err), KVF_ERR_IO);
+    cr_assert_not_null(strstr(err.msg, "/dev/null: Not a directory"), "%s", err.msg);
     kvf_session_close(plain);
     close_rig(&r);
 }
