@@ -74,12 +74,23 @@ static kvf_status set_limits(kvf_session *s, const kvf_session_params *p, const 
     return KVF_OK;
 }
 
+/* What kvf_session_stats tells must open the same policy again. */
+static kvf_status check_spec(const kvf_policy *policy, kvf_error *err)
+{
+    char text[sizeof((kvf_stats *)0)->policy + 1];
+    kvf_policy_print(policy, text, sizeof text);
+    if (strlen(text) < sizeof text - 1) return KVF_OK;
+    return kvf_fail(err, KVF_ERR_ARG, "the policy's options take more than %zu characters spelled out; write fewer digits or "
+                                      "a shorter folder", sizeof text - 2);
+}
+
 static kvf_status open_parts(kvf_session *s, const kvf_session_params *p, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
     int32_t layer1 = hp->n_layer;
     void *block;
     KVF_TRY(kvf_policy_open(&s->policy, p->policy ? p->policy : "full", kvf_model_dims(s->m), s->mem, err));
+    KVF_TRY(check_spec(s->policy, err));
     kvf_memory memory = { 0 }, *m = NULL;
     if (s->policy->ops->memory) {
         s->policy->ops->memory(s->policy, &memory);

@@ -341,13 +341,21 @@ Test(lazy_memory, a_full_park_folder_is_an_error_and_the_session_as_before)
 
 /* ---- Refused ------------------------------------------------------------------------------------------------------ */
 
+/* Spelled out with every other option it is longer than kvf_stats has room for. */
+#define LONGEST                                                                                                   \
+    "infllm:init=1048576,window=16777216,topk=1048576,repr=128,hold=256,exact=2048,pool=2048"            \
+    ",vote=soft,select=bounds,decay=0.12345678901234567,floor=123456.1234567890123,recall=0.12345678901234567" \
+    "+lazyllm:stages=1/2/3/4/5/6/7,keep=0.91234/0.81234/0.71234/0.61234/0.51234/0.4/.3,sink=100000,recent=100000" \
+    ",park=/tmp/././././././././././././././././././././"
+
 Test(lazy_memory, contradictions_are_refused_with_a_sentence)
 {
     rig r = open_rig("qwen3-deep", NULL, KVF_PRECISION_F32);
     static const struct {
         const char *policy, *word;
         kvf_status rc;
-    } bad[] = { { FAR "+" FAR, "decide the same", KVF_ERR_ARG },
+    } bad[] = { { LONGEST, "spelled out", KVF_ERR_ARG },
+                { FAR "+" FAR, "decide the same", KVF_ERR_ARG },
                 { "lazyllm+lazyllm:preset=fast", "decide the same", KVF_ERR_ARG },
                 { "lazyllm+snapkv", "snapkv", KVF_ERR_ARG },
                 { "infllm+window", "window", KVF_ERR_ARG },
