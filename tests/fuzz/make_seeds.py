@@ -220,6 +220,19 @@ def kv_seeds(root):
              + read[:6] + bytes([10, 1, 9, 0, 1, 30, 7, 0, 255, 11, 0, 3, 0, 0, 60, 15, 0, 0, 1, 0, 3]))
 
 
+# ---- Named weights: one layer of STORM, forward, and both directions -----------------------
+
+def weight_seeds(root):
+    d, e, st, r, k = 8, 16, 4, 2, 4
+    for name, suffixes in (("forward", [""]), ("both", ["", "_b"])):
+        t = [("norm.weight", [d]), ("norm.bias", [d]), ("mixer.in_proj.weight", [d, 2 * e]), ("mixer.out_proj.weight", [e, d])]
+        for b in suffixes:
+            t += [("mixer.conv1d%s.weight" % b, [k, e]), ("mixer.conv1d%s.bias" % b, [e]), ("mixer.x_proj%s.weight" % b, [e, r + 2 * st]),
+                  ("mixer.dt_proj%s.weight" % b, [r, e]), ("mixer.dt_proj%s.bias" % b, [e]), ("mixer.A%s_log" % b, [st, e]),
+                  ("mixer.D%s" % b, [e])]
+        save(root, "weights", name, gguf([], [("layers.0." + n, dims, 0) for n, dims in t]))
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: make_seeds.py OUT_DIR")
@@ -228,3 +241,4 @@ if __name__ == "__main__":
     vision_seeds(sys.argv[1])
     document_seeds(sys.argv[1])
     kv_seeds(sys.argv[1])
+    weight_seeds(sys.argv[1])
