@@ -123,6 +123,7 @@ struct kvf_store_tier {
     int64_t n_group, cap_group, cap_seen;
     uint8_t *seen;    /* [n_group * n_layer] digests verified */
     int32_t n_hold;
+    size_t handed;    /* bytes of digests handed out since pages were let go of */
 };
 /* An empty tier of this name; add groups to it in order. */
 kvf_status kvf_tier_make(kvf_store_tier **out, kvf_store *st, const kvf_key *name, kvf_error *err);

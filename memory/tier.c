@@ -4,7 +4,9 @@
  * the map moves (another handle writes and needs more room) that transaction rests; hold() keeps the map
  * where it is. A value's pages are asked for before they are read: the map itself is told not to read ahead.
  * A block's pages are let go of once it is copied out: the pool has it now, and a process that counted the
- * same bytes twice would grow by the length of the document. They stay in the page cache.
+ * same bytes twice would grow by the length of the document. They stay in the page cache. Digests are read in
+ * place, by every lookup; all pages are let go of after lookups through HANDED_MAX bytes of them, so that the
+ * index of 1M tokens (1 GB, and twice that in pages mapped around it) does not become resident as a whole.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
@@ -15,6 +17,7 @@
 #include "memory/store_int.h"
 
 #define ASK_FROM 32768 /* bytes: below, a page fault's own neighbours are enough */
+#define HANDED_MAX ((size_t)128 << 20) /* bytes of digests handed out before their pages are let go of */
 
 static kvf_status lost(const kvf_store_tier *t, kvf_error *err)
 {
@@ -129,6 +132,7 @@ static kvf_status read_digests(kvf_store_tier *t, int32_t layer, int64_t group, 
         if (((uintptr_t)v.mv_data + KVF_HEAD_BYTES) % 64) return kvf_fail(err, KVF_ERR_FORMAT, "the store is damaged: digests are misplaced; remove the document and read it again");
         t->seen[bit] = 1;
     }
+    t->handed += v.mv_size;
     *out = (const uint8_t *)v.mv_data + KVF_HEAD_BYTES;
     return KVF_OK;
 }
@@ -158,7 +162,12 @@ static void tier_hold(kvf_tier *base)
 static void tier_unhold(kvf_tier *base)
 {
     kvf_store_tier *t = (kvf_store_tier *)base;
-    if (--t->n_hold == 0) pthread_rwlock_unlock(&t->st->env->map);
+    if (--t->n_hold > 0) return;
+    if (t->handed > HANDED_MAX) {
+        kvf_mapped_let_go(t->st->env, t->st->env->map_at, t->st->env->map_bytes);
+        t->handed = 0;
+    }
+    pthread_rwlock_unlock(&t->st->env->map);
 }
 
 static const kvf_tier_ops ops = { .read = tier_read, .expect = tier_expect, .digests = tier_digests,
