@@ -55,7 +55,8 @@ def report(found, folder):
     load = words.get(found, "", "run", "all", "", "load of the machine")
     if load:
         out += ["", "**Measured at a load of %.1f (median; %.1f at most), other work included: seconds are longer than on an idle "
-                "machine, for all alike; the report has ratios of pairs that ran in turn.**" % (load["value"], load["high"])]
+                "machine, and not by the same factor for all engines; the report has ratios of pairs that ran in turn.**" % (
+                    load["value"], load["high"])]
     for model in words.unique(f["model"] for f in found):
         row = costs_row(found, model)
         n = max([f["n"] for f in words.of(found, model, "quality") if f["row"] == figures.ALL and
