@@ -22,7 +22,8 @@ import program  # noqa: E402
 import readme_blocks  # noqa: E402
 
 README = os.path.join(program.ROOT, "README.md")
-MEASURED = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?\s?(?:tokens/s|t/s|/s|GB/s|ms|s|seconds|minutes|hours|[kKMGT]i?B|x|times|%|J)"
+MEASURED = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?[\s-]?(?:tokens/s|t/s|/s|[kKMGT]i?B/s|us|ms|s|min|h|percent|fold|points|"
+                      r"seconds|minutes|hours|[kKMGT]i?B|x|times|%|J)"
                       r"(?![\w/])")
 
 

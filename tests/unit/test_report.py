@@ -475,7 +475,8 @@ class Readme(unittest.TestCase):
 
     def test_a_measured_number_outside_of_the_blocks_is_found(self):
         block = "%s\nreads 900 tokens/s\n%s\n" % readme.marks("speed")
-        for number in ("948 tokens/s", "0.26 s", "146 ms", "590 MB", "8.5x", "58 %", "1.6 times", "7,581.5 s", "40 minutes", "3 GB/s"):
+        for number in ("948 tokens/s", "0.26 s", "146 ms", "590 MB", "8.5x", "58 %", "1.6 times", "7,581.5 s", "40 minutes", "3 GB/s",
+                       "60 MB/s", "5 us", "12 percent", "8-fold", "4 points", "3 min"):
             found, _ = readme.unexplained("It has 0.5B in 4-bit, 16K and 128.\n%sIt takes %s here.\n" % (block, number), [])
             self.assertEqual([n for n, _ in found], [number])
         self.assertEqual(readme.unexplained("Qwen2.5, version 1.2, 193 pages, -s, 8 layers, 2 sessions", []), ([], []))
