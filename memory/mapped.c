@@ -21,7 +21,7 @@ static bool line_is(const char *line, ino_t ino, size_t bytes, uint8_t **at)
     unsigned long from, to, offset, inode;
     char perms[8], device[32];
     if (sscanf(line, "%lx-%lx %7s %lx %31s %lu", &from, &to, perms, &offset, device, &inode) != 6) return false;
-    if (inode != (unsigned long)ino || offset != 0 || to - from != bytes || perms[1] == 'w') return false;
+    if (inode != (unsigned long)ino || offset != 0 || to - from != bytes || perms[1] == 'w' || perms[3] != 's') return false;
     *at = (uint8_t *)(uintptr_t)from;
     return true;
 }

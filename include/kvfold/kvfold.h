@@ -459,7 +459,10 @@ typedef struct kvf_score {
 } kvf_score; /* comes in arrays and never changes */
 
 /* Append tokens like kvf_session_append, and say how likely each was: scores is [n], the
- * caller's; scores[0] is all zero when the timeline was empty. */
+ * caller's; scores[0] is all zero when the timeline was empty. A policy that prunes reads them one
+ * by one, and so does one with a memory where the timeline was not empty: they are scored as if
+ * they had been written. On an empty timeline infllm reads in chunks, as ingestion does, and a
+ * chunk's choice of blocks sees the whole chunk. */
 KVF_API kvf_status kvf_session_score(kvf_session *s, const kvf_token *tokens, int64_t n,
                                      kvf_score *scores, kvf_error *err);
 

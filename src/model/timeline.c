@@ -491,7 +491,9 @@ static kvf_status score_chunk(kvf_session *s, int64_t at, int64_t n, kvf_score *
     return KVF_OK;
 }
 
-/* With tokens pruned each prediction is a step of its own: what is kept hangs on the newest token. */
+/* With tokens pruned each prediction is a step of its own: what is kept hangs on the newest token. With a memory
+ * too, after a beginning: a chunk chooses its blocks by all its queries, so its first tokens would be predicted
+ * from blocks that its last ones asked for. From an empty timeline a text is scored as documents are read. */
 static kvf_status score_steps(kvf_session *s, int64_t first, int64_t n, kvf_score *scores, kvf_error *err)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -537,7 +539,8 @@ kvf_status kvf_timeline_score(kvf_session *s, const kvf_token *tokens, int64_t n
     KVF_TRY(extend(s, tokens, n, err));
     s->n_prompt += n;
     double start = kvf_timeline_ms();
-    kvf_status rc = s->lazy ? score_steps(s, first, n, scores, err) : score_all(s, first, scores, err);
+    bool steps = s->lazy || (first > 0 && s->policy->ops->memory);
+    kvf_status rc = steps ? score_steps(s, first, n, scores, err) : score_all(s, first, scores, err);
     s->prefill_ms += kvf_timeline_ms() - start;
     s->n_computed += kvf_kv_len(s->kv) - first;
     if (rc < 0) settle(s, first);

@@ -178,6 +178,27 @@ Test(session, score_agrees_with_logits_one_by_one)
     close_rig(&r);
 }
 
+Test(session, what_follows_does_not_change_the_scores_of_what_is_before)
+{
+    static const char *const policies[] = { "infllm:init=32,window=128,block=32,chunk=64,topk=2", "lazyllm:hold=0",
+                                            "infllm:init=32,window=128,block=32,chunk=64,topk=2+lazyllm" };
+    rig r = open_rig(NULL, 2);
+    kvf_token t[2120];
+    kvf_score few[40], many[120];
+    make_tokens(&r, 5, t, 2120);
+    for (size_t k = 0; k < sizeof policies / sizeof *policies; k++) {
+        kvf_session *a = open_session(&r, 4096, 128, policies[k]), *b = open_session(&r, 4096, 128, policies[k]);
+        cr_assert_eq(kvf_session_append(a, t, 2000, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(kvf_session_append(b, t, 2000, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(kvf_session_score(a, t + 2000, 40, few, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(kvf_session_score(b, t + 2000, 120, many, &err), KVF_OK, "%s", err.msg);
+        for (int i = 0; i < 40; i++) cr_assert_eq(few[i].logprob, many[i].logprob, "%s: token %d", policies[k], i);
+        kvf_session_close(a);
+        kvf_session_close(b);
+    }
+    close_rig(&r);
+}
+
 Test(session, generation_continues_the_timeline_and_reuses_it)
 {
     /* On the reference a token's arithmetic does not depend on the chunk it comes in. */
