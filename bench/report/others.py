@@ -214,6 +214,8 @@ def sources(about):
     for bench, reader in READERS.items():
         paths = [p for p in glob.glob(os.path.join(RESULTS, bench, "*")) if p.endswith((".csv", ".jsonl")) and
                  re.search(r"-%s(\W|$)" % re.escape(slug), os.path.basename(p))]
+        # Beside a table of figures, lines are the answers that it counts.
+        paths = [p for p in paths if not (p.endswith(".jsonl") and p[:-len("jsonl")] + "csv" in paths)]
         for path in sorted(paths):
             rows, head = rows_of(path)
             source = Source(path, rows)
