@@ -370,8 +370,9 @@ def method():
         "Scores are means over questions with 95 % percentile bootstrap intervals (1,000 draws, fixed seed); \"share of full\" is "
         "the sum of scores over the sum of full attention's on the same questions, drawn by question.",
         "Engines answer each question in turn, in an order that moves on by one; all in a table answered the same questions.",
-        "Times are medians with least and most; a ratio is the median of the ratios of pairs that ran in turn, and is not "
-        "printed from fewer than %d pairs." % stats.MIN_PAIRS,
+        "Times are medians with least and most; a ratio is the median of the ratios of pairs that ran in turn, which is: "
+        "in one round, at most %d minutes apart; it is not printed from fewer than %d pairs." % (
+            figures.IN_TURN_S // 60, stats.MIN_PAIRS),
         "Greedy answers; metrics of the data folder's `score.py`. Time to first token leaves out loading the model, but for "
         "\"after a restart\"; that of retrieval has cutting, ranking and reading of the passages in it.",
         "What moved between two reports: `bench/report/compare.py OLD NEW`."])]

@@ -55,8 +55,8 @@ def report(found, folder):
     load = words.get(found, "", "run", "all", "", "load of the machine")
     if load:
         out += ["", "**Measured at a load of %.1f (median; %.1f at most), other work included: seconds are longer than on an idle "
-                "machine, and not by the same factor for all engines; the report has ratios of pairs that ran in turn.**" % (
-                    load["value"], load["high"])]
+                "machine, and not by the same factor for all engines; the report has ratios of pairs that ran in turn, at most %d minutes apart.**" % (
+                    load["value"], load["high"], figures.IN_TURN_S // 60)]
     for model in words.unique(f["model"] for f in found):
         row = costs_row(found, model)
         n = max([f["n"] for f in words.of(found, model, "quality") if f["row"] == figures.ALL and
@@ -123,12 +123,10 @@ def store(found, folder):
 def finds(found, folder):
     mine, rows = of_bench(found, "longcontext"), []
     for (model, row, engine, figure), f in mine.items():
-        if figure != "score" or not engine.startswith("infllm-paper"):
+        if figure != "score" or engine not in ("infllm", "infllm, 960 tokens"):
             continue
-        extra = engine.replace("infllm-paper", "")
-        cells = [mine.get((model, row, e, "score")) for e in ("infllm" + extra, engine, "window", "full")]
-        if not cells[0]:
-            continue
+        extra = engine.replace("infllm", "")
+        cells = [mine.get((model, row, e, "score")) for e in (engine, "infllm-paper" + extra, "window", "full")]
         task, _, length = row.rpartition(" ")
         rows.append((model, length, task, extra, ["%.2f" % c["value"] if c else "" for c in cells] + [cells[0]["n"]]))
     rows.sort(key=lambda r: (r[0], -1 if r[1] == "set" else int(r[1]), r[2]))
@@ -165,7 +163,7 @@ def speed(found, folder):
             theirs = mine[(model, row, "llama.cpp", "value")]
             rows.append([short(model) + ", " + row, words.with_unit(dict(f, low=None)), words.with_unit(dict(theirs, low=None)),
                          words.times(pair), pair["n"]])
-    return "\n".join(from_bench("Two cores of a Sapphire Rapids server, 4-bit models, medians of pairs run in turn on the same file "
+    return "\n".join(from_bench("4-bit models on the report's machine, medians of pairs run in turn on the same file "
                                 "and threads", "vs_llamacpp") +
                      table(["Qwen2.5-Coder", "kvfold", "llama.cpp", "kvfold / llama.cpp", "pairs"], rows))
 
