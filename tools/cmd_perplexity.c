@@ -242,6 +242,9 @@ int cmd_perplexity(int argc, char **argv)
     if (!operands.n && report_is_terminal(stdin)) {
         report_error("There is no text; name a file, or - for standard input.");
         code = EXIT_USAGE;
+    } else if (r.o.given && strcmp(r.o.given, "-") == 0 && strcmp(operands.n ? operands.v[0] : "-", "-") == 0) {
+        report_error("Only one of the two texts can come from standard input; name a file for the other.");
+        code = EXIT_USAGE;
     } else {
         kvf_status rc = perplexity_run(&r, operands.n ? operands.v[0] : "-", &err);
         code = rc == KVF_OK ? EXIT_OK : report_status(&err);

@@ -587,6 +587,8 @@ class Perplexity(Cli):
             self.bad("perplexity", "-m", model(), "-c", "16", "--given", given, self.doc, says="--given")
             open(given, "wb").close()
             self.bad("perplexity", "-m", model(), "--given", given, self.doc, says="empty")
+            self.bad("perplexity", "-m", model(), "--given", "-", "-", stdin=text, says="standard input")
+            self.bad("perplexity", "-m", model(), "--given", "-", stdin=text, says="standard input")
 
 
 class Inspect(Cli):
