@@ -356,8 +356,9 @@ typedef struct kvf_session_params {
     int64_t n_ctx;   /* most tokens the timeline may hold; 0: the model's n_ctx_train, or no limit with a
                         policy that reads far blocks at a fixed distance (infllm) */
     int64_t n_batch; /* tokens per prefill chunk, 1..65536; 0: the backend's choice */
-    size_t kv_bytes; /* most bytes of KV in memory; 0: as much as n_ctx needs, 1 GiB with infllm. Taken
-                        block by block. Blocks that are in a store make room for others. */
+    size_t kv_bytes; /* most bytes of KV in memory; 0: as much as n_ctx needs; with infllm 1 GiB, or what
+                        its window and units of all layers take if that is more. Taken block by
+                        block. Blocks that are in a store make room for others. */
     const char *policy; /* "full": nothing is dropped (default). kvf_policy_name lists the others,
                            docs/methods/ describes them. Copied. */
     kvf_sampling sampling;

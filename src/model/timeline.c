@@ -18,7 +18,7 @@ enum { SCORE_ROWS = 32 };
  * is looked up by them and not by what stands before. */
 enum { ASKING = 64 };
 
-#define MEMORY_BYTES ((size_t)1 << 30) /* kv_bytes of a session with a memory, unless said otherwise */
+#define MEMORY_BYTES ((size_t)1 << 30) /* kv_bytes of a session with a memory, at least, unless said otherwise */
 
 double kvf_timeline_ms(void)
 {
@@ -49,10 +49,19 @@ kvf_status kvf_timeline_open_kv(kvf_session *s, kvf_kv **out, int32_t layer0, in
     return rc;
 }
 
+/* All that one token reads stays in memory from token to token: the window twice, for its rotated copies. */
+static size_t memory_bytes(const kvf_model *model, const kvf_memory *m)
+{
+    double tokens = 2.0 * (double)m->window + 4.0 * m->n_chunk + (double)m->init;
+    tokens += (double)m->n_unit * m->n_set * (m->unit > KVF_BLOCK / 4 ? m->unit : KVF_BLOCK / 4);
+    double bytes = tokens * (double)kvf_model_kv_bytes(model);
+    return bytes < (double)MEMORY_BYTES ? MEMORY_BYTES : bytes > 1e15 ? (size_t)1e15 : (size_t)bytes;
+}
+
 static kvf_status open_pool(kvf_session *s, const kvf_session_params *p, const kvf_memory *m, kvf_error *err)
 {
     const kvf_hparams *hp = &s->m->hp;
-    s->kv_bytes = m && p->kv_bytes == 0 ? MEMORY_BYTES : p->kv_bytes;
+    s->kv_bytes = m && p->kv_bytes == 0 ? memory_bytes(s->m, m) : p->kv_bytes;
     int64_t copies = s->policy->ops->stages ? KVF_STAGES_MAX : 0; /* of a layer's keys, put in order */
     kvf_pool_params pp = { .backend = s->m->backend, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim,
                            .max_slots = m ? INT32_MAX : layer_blocks(s->n_ctx) * (hp->n_layer + copies),

@@ -24,29 +24,30 @@ typedef struct infllm_layer {
     float *vote;                     /* [n_set][n_unit]; owned */
     int64_t vote_cap, unit0, n_unit; /* n_unit 0: none */
     int64_t last;                    /* place in the text of the newest token that voted */
-    int64_t *pick; /* [n_set][1 + topk]: how many, then the units, absolute numbers; owned */
+    int64_t *pick;                   /* [n_set][1 + ask]: how many, then the units, absolute numbers; owned */
     int64_t pick_cap;
     bool chosen; /* pick may stand for the decode steps to come */
 } infllm_layer;
 
 typedef struct infllm {
     /* options */
-    int64_t init, window, block, topk, repr, chunk, select, bits, sub, vote, agg, hold, sets, exact, reading,
-        pool, neighbours, reps;
+    int64_t init, window, block, topk, ask, repr, chunk, select, bits, sub, vote, agg, hold, sets, exact,
+        reading, pool, neighbours, reps;
     double decay, floor, recall;
     char index[KVF_OPTION_TEXT_BYTES];
 
     int32_t n_layer, n_set;
     infllm_layer *layers; /* [n_layer]; owned */
     float *fresh;         /* [n_set][n_unit] votes of the lookup under way; owned */
-    infllm_hit *hits;     /* [topk]; owned */
-    int64_t *near;        /* [topk]; owned */
+    infllm_hit *hits;     /* [topk or ask, the larger]; owned */
+    int64_t *near;        /* [topk or ask, the larger]; owned */
     int64_t fresh_cap, hits_cap, near_cap;
 } infllm;
 
 /* How a chunk of n_tok tokens chooses; document: it is read into a store. */
 typedef struct infllm_lookup {
     bool any;     /* false: no unit is read */
+    int64_t k;    /* most units */
     bool fine;    /* which digest votes */
     bool nearest; /* the external index answers instead of a vote */
     bool keep;    /* a decode step may go on from it: it was made as decode steps make theirs */

@@ -19,7 +19,8 @@ infllm_lookup kvf_infllm_lookup_for(const infllm *s, int64_t n_tok, bool documen
 {
     bool reading = document || (n_tok > 1 && n_tok > s->exact), paper = s->select == SELECT_PAPER;
     infllm_lookup l = { 0 };
-    l.any = s->topk > 0 && !(reading && s->reading == READING_NONE);
+    l.k = reading ? s->topk : s->ask;
+    l.any = l.k > 0 && !(reading && s->reading == READING_NONE);
     l.fine = !reading || (s->reading == READING_FINE && !paper);
     l.nearest = l.any && infllm_has_index(s) && (reading || paper);
     l.keep = !reading;
@@ -94,18 +95,17 @@ void kvf_infllm_forget(kvf_policy *p, int64_t n)
 }
 
 /* All memory that one lookup needs, before anything is changed. */
-static kvf_status reserve(kvf_policy *p, infllm_layer *l, int64_t n_unit, kvf_error *err)
+static kvf_status reserve(kvf_policy *p, infllm_layer *l, int64_t n_unit, int64_t k, kvf_error *err)
 {
     infllm *s = p->state;
     void *vote = s->fresh, *hits = s->hits, *near = s->near, *pick = l->pick;
     kvf_status rc = kvf_reserve(p->mem, &vote, &s->fresh_cap, s->n_set * n_unit, sizeof *s->fresh, err);
     s->fresh = vote;
-    if (rc >= 0) rc = kvf_reserve(p->mem, &hits, &s->hits_cap, s->topk, sizeof *s->hits, err);
+    if (rc >= 0) rc = kvf_reserve(p->mem, &hits, &s->hits_cap, k, sizeof *s->hits, err);
     s->hits = hits;
-    if (rc >= 0) rc = kvf_reserve(p->mem, &near, &s->near_cap, s->topk, sizeof *s->near, err);
+    if (rc >= 0) rc = kvf_reserve(p->mem, &near, &s->near_cap, k, sizeof *s->near, err);
     s->near = near;
-    if (rc >= 0)
-        rc = kvf_reserve(p->mem, &pick, &l->pick_cap, s->n_set * (1 + s->topk), sizeof *l->pick, err);
+    if (rc >= 0) rc = kvf_reserve(p->mem, &pick, &l->pick_cap, s->n_set * (1 + k), sizeof *l->pick, err);
     l->pick = pick;
     return rc;
 }
@@ -153,7 +153,7 @@ static bool held(const infllm *s, const infllm_layer *l, const kvf_retrieve *r, 
     if (r->n_tok != 1 || !l->chosen || (r->n_past + (int64_t)r->layer * LAYER_STEP) % s->hold == 0)
         return false;
     for (int32_t set = 0; set < s->n_set; set++) {
-        const int64_t *pick = l->pick + set * (1 + s->topk);
+        const int64_t *pick = l->pick + set * (1 + s->ask);
         for (int64_t i = 1; i <= pick[0]; i++) {
             int64_t u = pick[i] - r->unit0;
             if (u >= 0 && u < r->n_unit) use[set * r->n_unit + u] = 1;
@@ -162,13 +162,14 @@ static bool held(const infllm *s, const infllm_layer *l, const kvf_retrieve *r, 
     return true;
 }
 
-/* Hits, best first, each followed by its neighbours when asked for, until topk units are named. */
-static void name_units(const infllm *s, int64_t n_hit, const kvf_retrieve *r, uint8_t *use, int64_t *pick)
+/* Hits, best first, each followed by its neighbours when asked for, until k units are named. */
+static void name_units(const infllm *s, int64_t n_hit, int64_t k, const kvf_retrieve *r, uint8_t *use,
+                       int64_t *pick)
 {
     static const int64_t around[3] = { 0, -1, 1 };
     int64_t n = 0;
-    for (int64_t i = 0; i < n_hit && n < s->topk; i++) {
-        for (int j = 0; j < (s->neighbours ? 3 : 1) && n < s->topk; j++) {
+    for (int64_t i = 0; i < n_hit && n < k; i++) {
+        for (int j = 0; j < (s->neighbours ? 3 : 1) && n < k; j++) {
             int64_t u = s->hits[i].unit + around[j];
             if (u < 0 || u >= r->n_unit || use[u]) continue;
             use[u] = 1;
@@ -178,9 +179,9 @@ static void name_units(const infllm *s, int64_t n_hit, const kvf_retrieve *r, ui
     pick[0] = n;
 }
 
-static kvf_status nearest(infllm *s, const kvf_retrieve *r, int64_t *n_hit, kvf_error *err)
+static kvf_status nearest(infllm *s, const kvf_retrieve *r, int64_t k, int64_t *n_hit, kvf_error *err)
 {
-    KVF_TRY(r->nearest(r->lookup, s->topk, s->near, n_hit, err));
+    KVF_TRY(r->nearest(r->lookup, k, s->near, n_hit, err));
     for (int64_t i = 0; i < *n_hit; i++) s->hits[i] = (infllm_hit){ 0, s->near[i] };
     return KVF_OK;
 }
@@ -190,25 +191,25 @@ kvf_status kvf_infllm_retrieve(kvf_policy *p, const kvf_retrieve *r, uint8_t *us
     infllm *s = p->state;
     infllm_layer *l = &s->layers[r->layer];
     infllm_lookup how = kvf_infllm_lookup_for(s, r->n_tok, r->reading);
-    bool all = how.any && r->n_unit <= s->topk;
+    bool all = how.any && r->n_unit <= how.k;
     memset(use, all, (size_t)(s->n_set * r->n_unit));
     if (all || !how.any) {
         drop(l);
         return KVF_OK;
     }
     if (how.keep && held(s, l, r, use)) return KVF_OK;
-    KVF_TRY(reserve(p, l, r->n_unit, err));
+    KVF_TRY(reserve(p, l, r->n_unit, how.k, err));
     int64_t n_hit = 0;
     if (how.nearest) {
-        KVF_TRY(nearest(s, r, &n_hit, err));
+        KVF_TRY(nearest(s, r, how.k, &n_hit, err));
     } else {
         KVF_TRY(r->vote(r->lookup, how.fine, &how.rule, s->fresh, err));
         merge_votes(s, l, r, how.keep);
     }
     for (int32_t set = 0; set < s->n_set; set++) {
         if (!how.nearest)
-            n_hit = kvf_infllm_top(s->fresh + set * r->n_unit, r->n_unit, s->topk, s->floor, s->hits);
-        name_units(s, n_hit, r, use + set * r->n_unit, l->pick + set * (1 + s->topk));
+            n_hit = kvf_infllm_top(s->fresh + set * r->n_unit, r->n_unit, how.k, s->floor, s->hits);
+        name_units(s, n_hit, how.k, r, use + set * r->n_unit, l->pick + set * (1 + how.k));
     }
     l->n_unit = 0;
     l->chosen = how.keep;

@@ -21,7 +21,7 @@
 #include "base/mem.h"
 #include "base/option.h"
 
-#define KVF_POLICY_ABI 4u /* raised when an existing member changes */
+#define KVF_POLICY_ABI 5u /* raised when an existing member changes */
 
 typedef struct kvf_dims {
     int32_t n_layer, n_head, n_head_kv, head_dim;
@@ -48,6 +48,7 @@ typedef struct kvf_memory {
     int32_t unit;          /* 16, 32, 64 or 128 */
     int32_t n_chunk;       /* tokens of a prefill chunk, 16..2048, <= window, divides 2048 */
     int32_t n_set;         /* block sets per layer: 1, or the number of KV heads */
+    int64_t n_unit;        /* most units of a set that one query reads */
     kvf_digest coarse, fine; /* of blocks' raw keys, for votes; kind NONE: not kept */
     int32_t n_repr;        /* REPS: representative tokens of a unit; its scores are kept up then */
     char index[48];        /* "": coarse votes by scan; else kind of an external index (kv/index.h) */

@@ -16,7 +16,7 @@
 
 static kvf_error err;
 
-#define SPEC "infllm:init=32,window=128,block=32,chunk=64,topk=3,exact=32"
+#define SPEC "infllm:init=32,window=128,block=32,chunk=64,topk=3,ask=5,exact=32"
 enum { N = 5000, QUESTION = 20 }; /* two groups and a part */
 
 typedef struct rig {
@@ -120,7 +120,7 @@ static void same(const rig *r, const outcome *a, const outcome *b)
     cr_assert_arr_eq(a->logits, b->logits, (size_t)r->n_vocab * sizeof(float));
 }
 
-static const char *const specs[] = { SPEC, SPEC ",select=mean", SPEC ",select=paper", SPEC ",sets=kv,block=16,topk=9",
+static const char *const specs[] = { SPEC, SPEC ",select=mean", SPEC ",select=paper", SPEC ",sets=kv,block=16,topk=9,ask=9",
                                      SPEC ",reading=none,select=bounds" };
 
 Test(store_session, loaded_goes_on_as_if_it_had_never_stopped)
@@ -317,7 +317,7 @@ Test(store_session, what_does_not_fit_is_refused_with_a_reason)
     s = open_session(&r, "infllm:init=32,window=256,block=32,chunk=64", 0, NULL, NULL);
     cr_assert_eq(kvf_session_load(s, st, "doc", &err), KVF_ERR_MISMATCH, "another window");
     kvf_session_close(s);
-    s = open_session(&r, SPEC ",decay=0.5,hold=2,topk=5", 0, NULL, NULL); /* how it is asked may differ */
+    s = open_session(&r, SPEC ",decay=0.5,hold=2,ask=7", 0, NULL, NULL); /* how it is asked may differ */
     kvf_status rc = kvf_session_load(s, st, "doc", &err);
     cr_assert(rc == KVF_OK || rc == KVF_ERR_MISMATCH);
     kvf_session_close(s);

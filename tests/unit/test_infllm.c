@@ -129,8 +129,8 @@ Test(infllm, best_units_are_those_of_a_full_sort)
             char spec[128];
             double floor = floors[mode & 3];
             bool neighbours = mode & 4, ties = mode & 8;
-            snprintf(spec, sizeof spec, "infllm:topk=%d,floor=%.1f,neighbours=%d,decay=0,hold=1,sets=kv", topks[t], floor,
-                     neighbours);
+            snprintf(spec, sizeof spec, "infllm:topk=%d,ask=%d,floor=%.1f,neighbours=%d,decay=0,hold=1,sets=kv", topks[t], topks[t],
+                     floor, neighbours);
             kvf_policy *p = open_spec(spec);
             for (int i = 0; i < 40; i++) {
                 fake f = { 0 };
@@ -152,7 +152,7 @@ Test(infllm, best_units_are_those_of_a_full_sort)
 
 Test(infllm, equal_votes_go_to_the_lower_unit_and_no_number_loses)
 {
-    kvf_policy *p = open_spec("infllm:topk=3,decay=0");
+    kvf_policy *p = open_spec("infllm:topk=3,ask=3,decay=0");
     fake f = { 0 };
     uint8_t use[MAX_UNIT];
     cr_assert_eq(retrieve(p, &f, (ask){ 0, 9000, 50, 1, 100, false, 1 }, use), KVF_OK);
@@ -167,15 +167,16 @@ Test(infllm, equal_votes_go_to_the_lower_unit_and_no_number_loses)
 
 Test(infllm, as_many_units_as_topk_are_read_without_a_vote)
 {
-    kvf_policy *p = open_spec("infllm:topk=16,floor=5"), *none = open_spec("infllm:topk=0");
+    kvf_policy *p = open_spec("infllm:topk=16,ask=9,floor=5"), *none = open_spec("infllm:topk=0");
     uint8_t use[MAX_UNIT];
     for (int64_t n = 1; n <= 40; n++) {
         for (int kind = 0; kind < 3; kind++) {
             fake f = { 0 };
             ask a = { 1, 9000, kind == 0 ? 1 : kind == 1 ? 100 : 512, 1, n, kind == 2, 1 };
             cr_assert_eq(retrieve(p, &f, a, use), KVF_OK);
-            cr_assert_eq(f.n_vote, n > 16);
-            for (int64_t u = 0; u < n; u++) cr_assert_eq(use[u], n <= 16);
+            int64_t most = kind == 2 ? 16 : 9; /* a document's chunk, else a question or an answer */
+            cr_assert_eq(f.n_vote, n > most);
+            for (int64_t u = 0; u < n; u++) cr_assert_eq(use[u], n <= most);
             f.n_vote = 0;
             cr_assert_eq(retrieve(none, &f, a, use), KVF_OK);
             cr_assert_eq(f.n_vote, 0);
@@ -185,6 +186,45 @@ Test(infllm, as_many_units_as_topk_are_read_without_a_vote)
     }
     kvf_policy_close(p);
     kvf_policy_close(none);
+}
+
+static int64_t n_read(const char *spec, int64_t n_tok, bool reading)
+{
+    kvf_policy *p = open_spec(spec);
+    fake f = { 0 };
+    uint8_t use[MAX_UNIT];
+    int64_t n = 0;
+    random_votes(&f, MAX_UNIT, false);
+    cr_assert_eq(retrieve(p, &f, (ask){ 1, 9000, n_tok, 1, MAX_UNIT, reading, 1 }, use), KVF_OK);
+    for (int u = 0; u < MAX_UNIT; u++) n += use[u] != 0;
+    kvf_memory m;
+    p->ops->memory(p, &m);
+    cr_assert_geq(m.n_unit, n, "%s", spec);
+    kvf_policy_close(p);
+    return n;
+}
+
+Test(infllm, a_question_reads_more_units_than_a_document_s_chunk)
+{
+    static const struct {
+        const char *spec;
+        int64_t topk, ask;
+    } cases[] = { { "infllm", 16, 32 }, { "infllm:topk=3", 3, 6 }, { "infllm:topk=3,ask=5", 3, 5 }, { "infllm:ask=2", 16, 2 },
+                  { "infllm:topk=0", 0, 0 }, { "infllm:topk=0,ask=4", 0, 4 }, { "infllm:select=paper,topk=7", 7, 7 },
+                  { "infllm:select=paper,ask=9", 16, 9 } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_expect_eq(n_read(cases[i].spec, 512, true), cases[i].topk, "%s", cases[i].spec);
+        cr_expect_eq(n_read(cases[i].spec, 30, true), cases[i].topk, "%s: a document's tail", cases[i].spec);
+        cr_expect_eq(n_read(cases[i].spec, 129, false), cases[i].topk, "%s: longer than exact", cases[i].spec);
+        cr_expect_eq(n_read(cases[i].spec, 128, false), cases[i].ask, "%s: a question", cases[i].spec);
+        cr_expect_eq(n_read(cases[i].spec, 1, false), cases[i].ask, "%s: an answer", cases[i].spec);
+    }
+    char said[512];
+    kvf_policy *p = open_spec("infllm:topk=1048576"); /* twice as many would be refused in a spec */
+    kvf_policy_print(p, said, sizeof said);
+    cr_assert(strstr(said, "ask=1048576"), "%s", said);
+    kvf_policy_close(p);
+    kvf_policy_close(open_spec(said));
 }
 
 /* Decode from position 9000: the running maximum over all looked-up steps, decay times less per token, and
@@ -229,18 +269,18 @@ static void check_decode(const char *spec, int64_t topk, int64_t hold, double de
 
 Test(infllm, an_answer_holds_its_units_and_earlier_votes_fade)
 {
-    check_decode("infllm:topk=4", 4, 24, 0.9, 1);
-    check_decode("infllm:topk=4,hold=1", 4, 1, 0.9, 1);
-    check_decode("infllm:topk=4,hold=1,decay=0", 4, 1, 0, 1);
-    check_decode("infllm:topk=5,hold=3,decay=0.5,sets=kv", 5, 3, 0.5, N_KV);
-    check_decode("infllm:topk=5,hold=256,decay=1", 5, 256, 1, 1);
+    check_decode("infllm:topk=2", 4, 24, 0.9, 1);
+    check_decode("infllm:ask=4,hold=1", 4, 1, 0.9, 1);
+    check_decode("infllm:topk=9,ask=4,hold=1,decay=0", 4, 1, 0, 1);
+    check_decode("infllm:topk=2,ask=5,hold=3,decay=0.5,sets=kv", 5, 3, 0.5, N_KV);
+    check_decode("infllm:ask=5,hold=256,decay=1", 5, 256, 1, 1);
     check_decode("infllm:topk=4,select=paper", 4, 1, 0, 1);
     check_decode("infllm:topk=4,select=paper,hold=16,decay=0.99", 4, 16, 0.99, 1);
 }
 
 Test(infllm, scores_below_zero_are_not_carried_on)
 {
-    kvf_policy *p = open_spec("infllm:topk=1,hold=1,vote=lin,decay=0.5");
+    kvf_policy *p = open_spec("infllm:ask=1,hold=1,vote=lin,decay=0.5");
     fake f = { 0 };
     uint8_t use[8];
     for (int u = 0; u < 8; u++) f.vote[0][u] = -100;
@@ -262,7 +302,7 @@ Test(infllm, a_question_seeds_the_answer_and_reading_or_forgetting_ends_it)
     } before[] = { { 40, false, true }, { 128, false, true }, { 129, false, false }, { 40, true, false }, { 1, true, false } };
     for (size_t i = 0; i < sizeof before / sizeof *before; i++) {
         for (int forget = 0; forget < 2; forget++) {
-            kvf_policy *p = open_spec("infllm:topk=2,hold=8");
+            kvf_policy *p = open_spec("infllm:topk=2,ask=2,hold=8");
             fake f = { 0 };
             uint8_t use[30], again[30];
             int64_t next = 9001; /* no turn of layer 0: 9001 % 8 != 0 */
@@ -291,7 +331,7 @@ Test(infllm, a_question_seeds_the_answer_and_reading_or_forgetting_ends_it)
 
 Test(infllm, held_units_keep_their_absolute_numbers)
 {
-    kvf_policy *p = open_spec("infllm:topk=2,hold=256");
+    kvf_policy *p = open_spec("infllm:ask=2,hold=256");
     fake f = { 0 };
     uint8_t use[40];
     f.vote[0][2] = 2, f.vote[0][9] = 1;
@@ -344,14 +384,14 @@ Test(infllm, reading_asking_and_answering_use_their_rule)
         const how *c = &cases[i];
         kvf_policy *p = open_spec(c->spec);
         fake f = { .near = { 7, 3, 20 }, .n_near = 3 };
-        uint8_t use[40];
-        random_votes(&f, 40, false);
-        cr_assert_eq(retrieve(p, &f, (ask){ 2, 9000, c->n_tok, 1, 40, c->reading, 1 }, use), KVF_OK);
+        uint8_t use[90];
+        random_votes(&f, 90, false);
+        cr_assert_eq(retrieve(p, &f, (ask){ 2, 9000, c->n_tok, 1, 90, c->reading, 1 }, use), KVF_OK);
         cr_assert(f.n_vote == c->n_vote && f.n_nearest == c->n_nearest, "%s, %lld tokens", c->spec, (long long)c->n_tok);
         if (f.n_nearest)
-            for (int u = 0; u < 40; u++) cr_assert_eq(use[u], u == 3 || u == 7 || u == 20);
+            for (int u = 0; u < 90; u++) cr_assert_eq(use[u], u == 3 || u == 7 || u == 20);
         if (!f.n_vote && !f.n_nearest)
-            for (int u = 0; u < 40; u++) cr_assert_eq(use[u], 0);
+            for (int u = 0; u < 90; u++) cr_assert_eq(use[u], 0);
         if (f.n_vote)
             cr_assert(f.fine == c->fine && f.rule.kind == c->kind && f.rule.max_queries == c->max_queries &&
                           f.rule.pool == c->pool && !f.rule.per_kv_head, "%s, %lld tokens", c->spec, (long long)c->n_tok);
@@ -487,7 +527,7 @@ static void identity_of(const char *spec, char out[256])
 Test(infllm, identity_differs_exactly_when_what_is_read_does)
 {
     static const char *const groups[][6] = {
-        { "infllm", "infllm:hold=1,decay=0.5,exact=0", "infllm:exact=2048", "infllm:sub=16,repr=8,recall=0.1", "infllm:vote=gate,agg=max" },
+        { "infllm", "infllm:hold=1,decay=0.5,exact=0", "infllm:exact=2048", "infllm:sub=16,repr=8,recall=0.1,ask=7", "infllm:vote=gate,agg=max" },
         { "infllm:init=256" }, { "infllm:window=8192" }, { "infllm:block=64" }, { "infllm:topk=32" }, { "infllm:chunk=256" },
         { "infllm:bits=4" }, { "infllm:vote=soft" }, { "infllm:agg=mean" }, { "infllm:pool=32" }, { "infllm:floor=0.001" },
         { "infllm:floor=0.0011" }, { "infllm:neighbours=1" }, { "infllm:sets=kv" },
@@ -556,7 +596,7 @@ Test(infllm, refused_memory_and_failed_votes_leave_a_usable_policy)
         kvf_mem mem = { budget_alloc, budget_release, &b };
         kvf_policy *p;
         done = true;
-        kvf_status rc = kvf_policy_open(&p, "infllm:topk=3,hold=2,sets=kv", dims, &mem, NULL);
+        kvf_status rc = kvf_policy_open(&p, "infllm:ask=3,hold=2,sets=kv", dims, &mem, NULL);
         if (rc < 0) {
             cr_assert(rc == KVF_ERR_NOMEM && !p && b.live == 0);
             done = false;
