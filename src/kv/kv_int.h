@@ -1,5 +1,5 @@
 /* kv_int.h - a sequence from inside: shared by kv.c (tables), kv_resident.c (which blocks are in the
- * pool), kv_digest.c (digests and lookups), kv_far.c (attention with a memory) and kv_order.c (attention in an order),
+ * pool), kv_digest.c (digests), kv_lookup.c (which units are read), kv_far.c (attention with a memory) and kv_order.c (attention in an order),
  * kv_share.c (blocks that the host attends to), kv_evict.c (a budget of tokens), kv_sparse.c and kv_sparse_digest.c (a memory of some tokens of a text).
  *
  * SPDX-License-Identifier: Apache-2.0 */
@@ -231,6 +231,11 @@ kvf_status kvf_far_score(kvf_kv *kv, int32_t layer, const float *mass, int64_t f
                          kvf_error *err);
 void kvf_far_score_drop(kvf_kv *kv); /* what a chunk added that is not committed */
 kvf_status kvf_far_seal(kvf_kv *kv, kvf_error *err);
+/* All coarse digests of a layer are in far->coarse; the fine one of a block, valid while the tier is held. */
+kvf_status kvf_digest_coarse(kvf_kv *kv, int32_t layer, kvf_error *err);
+kvf_status kvf_digest_fine(kvf_kv *kv, int32_t layer, int64_t block, const void **out, kvf_error *err);
+
+/* ---- kv_lookup.c ---- */
 /* Which units does the policy want? far->use [n_set][n_unit] is set. */
 typedef struct kvf_lookup {
     kvf_kv *kv;
