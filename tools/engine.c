@@ -50,10 +50,11 @@ const arg_row engine_session_rows[] = {
         "what attention reads (default: full, everything; with a store infllm, the recent tokens and the "
         "passages that matter). kvfold inspect --policies lists them; infllm+lazyllm joins two"),
     ROW(engine_options, memory, "--memory", 0, "SIZE", ARG_SIZE, NULL, 0, 4e18,
-        "most memory for keys and values, as 800M or 2G; 0: as much as --ctx needs, 1G with a store (default)"),
+        "most memory for keys and values, as 800M or 2G; 0: as much as --ctx needs; with a store 1G, or "
+        "what one token reads if that is more (default)"),
     ROW(engine_options, host_share, "--host-share", 0, "N", ARG_INT, "0", 0, 100,
         "with --device cuda and a store: percent of the blocks missing on the device that the CPU reads in "
-        "place; not while citing (default: 0)"),
+        "place; not while citing"),
     { 0 },
 };
 
@@ -166,6 +167,9 @@ kvf_status engine_open_session(engine *e, const engine_options *o, const samplin
             "--ctx %lld is more than the %lld tokens this model was trained for; answers get worse past "
             "them.",
             (long long)e->n_ctx, (long long)e->info.n_ctx_train);
+    if (o->host_share > 0 && !o->quiet && (!any_length || (o->device && strcmp(o->device, "cpu") == 0)))
+        report_note("--host-share changes nothing %s.",
+                    any_length ? "without --device cuda" : "without a store or a policy with a memory (infllm)");
     kvf_status rc = kvf_session_open(&e->session, e->model, &p, err);
     if (rc == KVF_OK) interrupt_attach(e->session);
     return rc;

@@ -358,6 +358,11 @@ class Store(Cli):
         self.bad("ingest", "-m", model(), "--store", self.store, "-d", self.doc, "--memory", "much", says="800M")
         self.bad("ask", "-m", model(), "--store", os.path.join(self.dir, "none"), "Who?")
         self.bad("ask", "-m", model(), "--store", self.store, "--host-share", "101", "Who?", says="--host-share")
+        for store in ([], ["--store", self.store]):
+            text = [] if store else ["-d", self.doc]
+            r = run("ask", "-m", model(), *store, *text, "--host-share", "50", "-n", "1", "Who?")
+            self.assertIn("--host-share changes nothing", r.stderr.decode("utf-8"))
+            self.assertNotIn("--host-share", run("ask", "-m", model(), *store, *text, "-n", "1", "Who?").stderr.decode("utf-8"))
         self.bad("inspect", self.dir)
         self.bad("rm", "--store", os.path.join(self.dir, "none"), "x")
         self.bad("rm", "--store", self.store, says="Name")
