@@ -90,9 +90,9 @@ class Run:
         return {"value": 100 * abs(nll[1] / nll[0] - 1), "same_top": sum(x[1] == y[1] for x, y in zip(a, b)) / len(a),
                 "top_off": sum(abs(x[2] - y[2]) for x, y in zip(a, b)) / len(a)}
 
-    def question(self, model, store, memory, units, share):
+    def question(self, model, store, memory, share):
         out = json.loads(self.call("ask", "-m", model, "--device", self.device, "--store", store, "--memory", str(memory),
-                                   "--policy", f"infllm:ask={units}", "--host-share", str(share), "--citations", "0", "-n", "32", "--json", "What is this about?"))
+                                   "--host-share", str(share), "--citations", "0", "-n", "32", "--json", "What is this about?"))
         s = out["stats"]
         return {"value": s["decode_tps"], "hit_rate": s["block_hit_rate"], "moved_bytes": s["block_moved_bytes"],
                 "shared": s["n_blocks_shared"], "early": s["n_blocks_early"], "misses": s["n_block_misses"], "ttft_ms": s["ttft_ms"]}
@@ -105,11 +105,11 @@ def stream(run, model, folder, info, n):
         for i in range(n // 14):
             f.write(f"Line {i}: the {i * 7919 % 1009}th box holds {i * 104729 % 997} red and {i * 31 % 89} blue stones.\n")
     run.call("ingest", "-m", model, "--device", run.device, "--store", store, "-d", text, "--quiet")
-    memory, units = n * info["kv_bytes_per_token"] // 4, min(32, n // 1024)
+    memory = n * info["kv_bytes_per_token"] // 4
     for share in (0, 50, 100):
         goal = "more than with share 0, or it stays off" if share else ""
         row = run.measure(model, f"store, pool of a quarter, host share {share} %", "tokens/s", goal,
-                          lambda share=share: run.question(model, store, memory, units, share))
+                          lambda share=share: run.question(model, store, memory, share))
         if row:
             print(f"    hit rate {row['hit_rate']:.3f}, {row['moved_bytes'] / 1e6:.0f} MB moved, {row['shared']} shared, "
                   f"{row['early']} early, {row['misses']} missed")

@@ -35,13 +35,13 @@ import program
 import report
 from program import say
 
-TIGHT = "init=64,window=512,block=64,topk=6,ask=6,chunk=256"
+TIGHT = "init=64,window=512,block=64,topk=6,chunk=256"
 VARIANTS = {
     "full": "full",
     "window": "infllm:topk=0,reading=none",
     "paper": "infllm:select=paper",
     "ours": "infllm",
-    "window-t": "infllm:%s,reading=none" % TIGHT.replace("=6", "=0"),
+    "window-t": "infllm:%s,reading=none" % TIGHT.replace("topk=6", "topk=0"),
     "paper-t": "infllm:%s,select=paper" % TIGHT,
     "ours-t": "infllm:%s" % TIGHT,
 }

@@ -3,7 +3,7 @@
 Every engine answers a case (quality) and is timed on a text with two questions (cost), by processes of its own.
 The rule that matters most: all that drop tokens read the same budget, so that a score says how well they choose
 and not how much they read. Texts below FAR tokens get a budget of about 1,000 tokens, longer ones that of
-infllm as it reads (its questions read twice the blocks by default; here they do not).
+infllm's defaults.
 
     aware      the question is known while the text is read, so a second question reads again or reads what the
                first one left (lazyllm, snapkv, retrieval)
@@ -29,19 +29,19 @@ import rag  # noqa: E402
 FAR = 8192
 NEAR_BUDGET, FAR_BUDGET = 960, 6272
 SYSTEM = "You are a helpful assistant. Answer from the given text only."
-NEAR_INFLLM = "init=64,window=512,block=64,topk=6,ask=6,chunk=256"
+NEAR_INFLLM = "init=64,window=512,block=64,topk=6,chunk=256"
 
 # name: (kind, policy for texts below FAR, policy from there on); %d is the budget
 POLICIES = {
     "full": ("agnostic", "full", "full"),
     "window": ("agnostic", "window:sink=64,window=896", "window:sink=128,window=6144"),
     "keydiff": ("agnostic", "keydiff:budget=960", "keydiff:budget=6272"),
-    "infllm": ("agnostic", "infllm:" + NEAR_INFLLM, "infllm:ask=16"),
+    "infllm": ("agnostic", "infllm:" + NEAR_INFLLM, "infllm"),
     "infllm-paper": ("agnostic", "infllm:%s,select=paper" % NEAR_INFLLM, "infllm:select=paper"),
     "snapkv": ("aware", "snapkv:budget=960", "snapkv:budget=6272"),
     "lazyllm": ("aware", "lazyllm", "lazyllm"),
     "lazyllm-fast": ("aware", "lazyllm:preset=fast", "lazyllm:preset=fast"),
-    "infllm+lazyllm": ("aware", "infllm:%s+lazyllm" % NEAR_INFLLM, "infllm:ask=16+lazyllm"),
+    "infllm+lazyllm": ("aware", "infllm:%s+lazyllm" % NEAR_INFLLM, "infllm+lazyllm"),
 }
 STORED = ("infllm", "infllm-paper")  # read once into a store, asked from there
 # name: (ranker, policy that reads the prompt, budgets a prompt holds)
@@ -51,7 +51,7 @@ WORDS = {
     "full": "kvfold, everything is read (`--policy full`)",
     "window": "first and most recent tokens only (arXiv:2309.17453)",
     "keydiff": "drops keys that are like the others (arXiv:2504.15364)",
-    "infllm": "kvfold's memory: first tokens, a window, and the 16 blocks that match best (by default a question reads 32)",
+    "infllm": "kvfold's memory: first tokens, a window, and the blocks that match best",
     "infllm-paper": "the same with the published selection (arXiv:2402.04617)",
     "snapkv": "after reading keeps what the question looks at (arXiv:2404.14469)",
     "lazyllm": "prunes tokens between layers, preset balanced (arXiv:2407.14057)",

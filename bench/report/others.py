@@ -199,7 +199,7 @@ def rows_of(path):
 
 
 def engine_of(row):
-    return row.get("variant") or row.get("engine") or row.get("planner") or row.get("method") or row.get("policy") or ""
+    return row.get("variant") or row.get("engine") or row.get("planner") or row.get("method") or ""
 
 
 def slug_of(about):

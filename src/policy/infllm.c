@@ -13,15 +13,12 @@
 
 #include <string.h>
 
-enum { MOST_UNITS = 1 << 20 };
-
 static const kvf_option infllm_options[] = {
     KVF_OPT_I64(infllm, init, 128, 0, 1 << 20, "first tokens always read; a multiple of block"),
     KVF_OPT_I64(infllm, window, 4096, 128, 1 << 24, "most recent tokens always read; at least chunk"),
     KVF_OPT_I64(infllm, block, 128, 16, 128, "tokens of a unit: 16, 32, 64 or 128"),
-    KVF_OPT_I64(infllm, topk, 16, 0, MOST_UNITS, "units read beside first tokens and window"),
-    KVF_OPT_I64(infllm, ask, 0, 0, MOST_UNITS,
-                "as topk, for questions and answers; 0: 2 x topk, with select=paper topk"),
+    KVF_OPT_I64(infllm, topk, 16, 0, 1 << 20, "units read beside first tokens and window"),
+    KVF_OPT_I64(infllm, ask, 0, 0, 1 << 20, "as topk, for questions and answers; 0: topk"),
     KVF_OPT_I64(infllm, repr, 4, 1, 128, "select=paper: representative tokens of a unit"),
     KVF_OPT_I64(infllm, chunk, 512, 16, 2048, "tokens read at once, a power of two"),
     KVF_OPT_CHOICE(infllm, select, SELECT_BITS, "bits|mean|sub|bounds|paper",
@@ -103,7 +100,7 @@ static void settle(infllm *s)
     if (s->decay < 0) s->decay = paper ? 0 : 0.9;
     if (s->hold == 0) s->hold = paper ? 1 : 24;
     if (s->pool == 0) s->pool = paper ? s->chunk : 64;
-    if (s->ask == 0) s->ask = paper || s->topk > MOST_UNITS / 2 ? s->topk : 2 * s->topk;
+    if (s->ask == 0) s->ask = s->topk;
 }
 
 static kvf_status check_paper(const infllm *s, kvf_error *err)
