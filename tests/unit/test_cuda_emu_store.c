@@ -9,7 +9,7 @@
 
 #include "api/ctx.h"
 
-#define SPEC "infllm:init=32,window=128,block=32,chunk=64,topk=4,ask=4,exact=32"
+#define SPEC "infllm:init=32,window=128,block=32,chunk=64,topk=4,exact=32"
 enum { N = 1200, QUESTION = 6, ANSWER = 6, MAX_VOCAB = 512 };
 
 typedef struct place {
