@@ -1,6 +1,7 @@
 /* kv_int.h - a sequence from inside: shared by kv.c (tables), kv_resident.c (which blocks are in the
- * pool), kv_digest.c (digests), kv_lookup.c (which units are read), kv_far.c (attention with a memory) and kv_order.c (attention in an order),
- * kv_share.c (blocks that the host attends to), kv_evict.c (a budget of tokens), kv_sparse.c and kv_sparse_digest.c (a memory of some tokens of a text).
+ * pool), kv_digest.c (digests), kv_lookup.c (which units are read), kv_far.c (attention with a memory),
+ * kv_order.c (attention in an order), kv_share.c (blocks that the host attends to), kv_evict.c (a budget of
+ * tokens), kv_sparse.c and kv_sparse_digest.c (a memory of some tokens of a text).
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef KVF_KV_KV_INT_H

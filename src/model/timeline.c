@@ -49,7 +49,8 @@ kvf_status kvf_timeline_open_kv(kvf_session *s, kvf_kv **out, int32_t layer0, in
     return rc;
 }
 
-/* All that one token reads stays in memory from token to token: the window twice, for its rotated copies. */
+/* What one token reads may stay in memory from token to token: the window twice, for its rotated copies; the
+ * rest, which is up to a unit longer than a chunk, and blocks in part; units, which may share blocks. */
 static size_t memory_bytes(const kvf_model *model, const kvf_memory *m)
 {
     double tokens = 2.0 * (double)m->window + 4.0 * m->n_chunk + (double)m->init;
