@@ -4,6 +4,7 @@
 #include "answer.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "interrupt.h"
@@ -134,6 +135,31 @@ static kvf_status generate(answer *a, engine *e, output *o, double *t_first, kvf
     return KVF_OK;
 }
 
+/* How likely the expected answer is after the prompt: its tokens are read as if they had been written. */
+static kvf_status score_expected(answer *a, engine *e, const answer_request *r, double *t_first, kvf_error *err)
+{
+    token_list expected = { 0 };
+    kvf_score *scores = NULL;
+    kvf_status rc = prompt_tokenize(&expected, e->model, r->expect, strlen(r->expect), 0, err);
+    if (rc == KVF_OK && !expected.n) rc = report_fail(err, KVF_ERR_ARG, "The answer of --expect is empty.");
+    if (rc == KVF_OK) scores = malloc((size_t)expected.n * sizeof *scores);
+    if (rc == KVF_OK && !scores) rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the scores.");
+    if (rc == KVF_OK) rc = kvf_session_score(e->session, expected.v, expected.n, scores, err);
+    if (rc == KVF_OK) {
+        *t_first = clock_s();
+        a->finish = "expected";
+        a->n_expected = expected.n;
+        a->logprob_first = (double)scores[0].logprob;
+        for (int64_t i = 0; i < expected.n; i++) {
+            a->logprob += (double)scores[i].logprob;
+            a->n_first_choice += scores[i].top[0] == expected.v[i];
+        }
+    }
+    free(scores);
+    token_list_free(&expected);
+    return rc;
+}
+
 /* What the prompt cost, before generation adds to the counters. */
 static void count_prompt(answer *a, const engine *e)
 {
@@ -184,7 +210,7 @@ kvf_status answer_run(answer *a, engine *e, const answer_request *r, kvf_error *
     interrupt_attach(e->session);
     rc = kvf_session_sync(e->session, r->prompt->v, r->prompt->n, err);
     count_prompt(a, e);
-    if (rc == KVF_OK) rc = generate(a, e, &o, &t_first, err);
+    if (rc == KVF_OK) rc = r->expect ? score_expected(a, e, r, &t_first, err) : generate(a, e, &o, &t_first, err);
     progress_clear(&e->bar);
     finish_output(&o);
     if (rc == KVF_ERR_CANCELLED) a->finish = "cancelled";
@@ -199,6 +225,12 @@ static double hit_rate(const kvf_stats *s)
     return s->n_block_reads > 0 ? 1.0 - ((double)s->n_block_misses + (double)s->n_blocks_shared) / (double)s->n_block_reads : 1.0;
 }
 
+void answer_print_expected(const answer *a)
+{
+    printf("log-probability %.4f of %lld tokens, %.4f of the first; %lld of %lld are the model's first choice\n", a->logprob,
+           (long long)a->n_expected, a->logprob_first, (long long)a->n_first_choice, (long long)a->n_expected);
+}
+
 void answer_summary(const answer *a)
 {
     char n[32], reused[32], mem[32];
@@ -208,7 +240,10 @@ void answer_summary(const answer *a)
     if (a->read_share < 1) buffer_printf(&line, ", %.0f %% of them in the average layer,", 100 * a->read_share);
     if (a->prefill_tps > 0) buffer_printf(&line, " at %.0f/s", a->prefill_tps);
     if (a->ttft_ms > 0) buffer_printf(&line, ", first token after %.2f s", a->ttft_ms / 1e3);
-    buffer_printf(&line, ", wrote %lld", (long long)a->n_generated);
+    if (a->n_expected)
+        buffer_printf(&line, ", scored %lld", (long long)a->n_expected);
+    else
+        buffer_printf(&line, ", wrote %lld", (long long)a->n_generated);
     if (a->decode_tps > 0) buffer_printf(&line, " at %.1f/s", a->decode_tps);
     if (a->stats.n_block_misses > 0)
         buffer_printf(&line, ", %.1f %% of %s blocks read were in the pool, %s came", 100 * hit_rate(&a->stats),
@@ -226,6 +261,13 @@ cJSON *answer_json(const answer *a, const engine *e)
     json_text(o, "answer", buffer_text(&a->text), a->text.n);
     json_array(o, "citations");
     json_text(o, "finish", a->finish, (size_t)-1);
+    if (a->n_expected) {
+        cJSON *x = json_object(o, "expected");
+        json_real(x, "logprob", a->logprob);
+        json_real(x, "logprob_first", a->logprob_first);
+        json_int(x, "n_tokens", a->n_expected);
+        json_int(x, "n_first_choice", a->n_first_choice);
+    }
     cJSON *s = json_object(o, "stats");
     json_int(s, "n_prompt_tokens", a->n_prompt);
     json_int(s, "n_computed_tokens", a->n_computed);

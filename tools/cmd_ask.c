@@ -21,7 +21,7 @@
 #include "utf8.h"
 
 typedef struct ask_options {
-    arg_texts documents, questions;
+    arg_texts documents, questions, expected;
     const char *question_file, *tmpl, *system, *store;
     const char *video, *mmproj, *merge;
     int64_t citations, frames;
@@ -48,6 +48,8 @@ static const arg_row ask_rows[] = {
         ASK_MERGE ")"),
     ROW(questions, "--question", 'q', "TEXT", ARG_TEXTS, "a question; may be given again"),
     ROW(question_file, "--questions", 0, "FILE", ARG_TEXT, "questions, one per line; - is standard input"),
+    ROW(expected, "--expect", 0, "TEXT", ARG_TEXTS,
+        "write nothing: say how likely this answer is, its first token and all of it; one for each question, in order"),
     ROW(json, "--json", 'j', NULL, ARG_FLAG, "one JSON object per question"),
     { "--citations", 0, "N", ARG_INT, offsetof(ask_options, citations), "3", 0, 16, NULL,
       "show at most N passages that the answer was read from" },
@@ -72,6 +74,7 @@ static const arg_command ask_command = {
     .examples = "  kvfold ask -d contract.pdf \"When can the tenant give notice?\"\n"
                 "  kvfold ask -d a.txt -d b.html -q \"What do they agree on?\" -q \"And where not?\"\n"
                 "  kvfold ask --store books \"Who may upload a package?\"\n"
+                "  kvfold ask --store books -q \"Who wrote it?\" --expect \"Jane Austen\"\n"
                 "  man bash | kvfold ask -d - \"What does 'set -e' do?\" --json\n"
                 "  kvfold ask -m llava-ov.gguf --mmproj mmproj.gguf --video clip.mp4 \"What happens?\"\n"
                 "  kvfold ask -d policy.txt.gz --questions questions.txt --json > answers.jsonl",
@@ -88,6 +91,7 @@ typedef struct ask {
     document *docs; /* [n_docs] */
     size_t n_docs;
     reading r;    /* with documents: what the prompt begins with */
+    size_t n_asked; /* questions so far: which of --expect is next */
     buffer asked; /* text of --questions, cut into lines */
 } ask;
 
@@ -162,6 +166,8 @@ static kvf_status check_options(const ask *a, const arg_texts *operands, kvf_err
                            a->o.raw ? "--raw" : a->o.store ? "--store" : "-d");
     if (a->o.video && a->eo.policy && engine_can_store(a->eo.policy))
         return report_fail(err, KVF_ERR_ARG, "--policy %s keeps text in a store; a video needs another, as lazyllm.", a->eo.policy);
+    if (a->o.expected.n && a->o.video)
+        return report_fail(err, KVF_ERR_ARG, "--expect needs a text: answers about a video are written, not scored.");
     if (operands->n && !operands->v[0][strspn(operands->v[0], " \t\r\n")])
         return report_fail(err, KVF_ERR_ARG, "The question is empty.");
     return KVF_OK;
@@ -232,7 +238,9 @@ static kvf_status show(ask *a, const answer *ans, const char *question, kvf_erro
     if (a->o.json) {
         rc = print_json(a, ans, question, c, n, err);
     } else {
-        if (a->o.no_stream) {
+        if (ans->n_expected) {
+            answer_print_expected(ans);
+        } else if (a->o.no_stream) {
             fwrite(buffer_text(&ans->text), 1, ans->text.n, stdout);
             putchar('\n');
         }
@@ -262,7 +270,9 @@ static kvf_status ask_one(ask *a, const char *question, kvf_error *err)
                              .start_s = start };
         r.trim = !a->o.raw;
         r.stop = !a->o.raw && prompt_is_plain(&a->e, a->o.store ? a->r.note.tmpl : a->o.tmpl) ? "\n\n" : NULL;
-        r.stream = !a->o.json && !a->o.no_stream;
+        r.expect = a->n_asked < a->o.expected.n ? a->o.expected.v[a->n_asked] : NULL;
+        r.stream = !a->o.json && !a->o.no_stream && !r.expect;
+        a->n_asked++;
         rc = answer_run(&ans, &a->e, &r, err);
         if (rc == KVF_OK) rc = show(a, &ans, question, err);
     }
@@ -429,6 +439,12 @@ static kvf_status ask_run(ask *a, const arg_texts *operands, kvf_error *err)
     if ((single && strcmp(single, "-") == 0) || (a->o.raw && !single && !a->o.questions.n && a->asked.n))
         single = a->asked.v;
     bool interactive = !single && !a->o.questions.n;
+    size_t n_questions = a->o.questions.n + (single != NULL);
+    if (a->o.expected.n && a->o.expected.n != n_questions)
+        return report_fail(err, KVF_ERR_ARG, "Questions: %zu; answers of --expect: %zu. Give one for each question.",
+                           n_questions, a->o.expected.n);
+    for (size_t i = 0; i < a->o.expected.n; i++)
+        if (!a->o.expected.v[i][0]) return report_fail(err, KVF_ERR_ARG, "An answer of --expect is empty.");
     if (interactive && !report_is_terminal(stdin))
         return report_fail(err, KVF_ERR_ARG,
                            "There is no question; give it as the last argument, in quotes.");

@@ -128,17 +128,17 @@ class Kvfold:
         run = Run([self.program, "tokenize", "-m", self.model, "-t", str(self.threads), "--count", "-"], text.encode())
         return int(run.text)
 
-    def ask(self, text, questions, spec, max_tokens):
-        """Answers, in order; the text is read once by this process."""
+    def ask(self, text, questions, spec, max_tokens, expected=()):
+        """Answers, in order, or how likely the expected ones are; the text is read once by this process."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             options = ["-d", file.name, "-n", max_tokens, "--json"] + self.session(spec)
-            return Run(self.command("ask", *options, *self.ask_options(questions))).rows()
+            return Run(self.command("ask", *options, *self.ask_options(questions, expected))).rows()
 
-    def go_on(self, text, spec, max_tokens):
+    def go_on(self, text, spec, max_tokens, expected=()):
         """The text itself continued, without a frame."""
-        options = ["--raw", "-n", max_tokens, "--json"] + self.session(spec)
+        options = ["--raw", "-n", max_tokens, "--json"] + self.session(spec) + self.ask_options([], expected)
         return Run(self.command("ask", *options), text.encode()).rows()
 
     def ingest(self, store, name, text, spec, watch=False):
@@ -150,13 +150,13 @@ class Kvfold:
                                    *self.session(spec)), watch=watch)
         return run.rows()[0], run
 
-    def ask_stored(self, store, name, questions, spec, max_tokens):
+    def ask_stored(self, store, name, questions, spec, max_tokens, expected=()):
         options = ["--store", store, "-d", name, "-n", max_tokens, "--json"] + self.session(spec)
-        return Run(self.command("ask", *options, *self.ask_options(questions))).rows()
+        return Run(self.command("ask", *options, *self.ask_options(questions, expected))).rows()
 
     @staticmethod
-    def ask_options(questions):
-        return [part for q in questions for part in ("-q", q)]
+    def ask_options(questions, expected=()):
+        return [part for q in questions for part in ("-q", q)] + [part for e in expected for part in ("--expect", e)]
 
 
 # ---- Surroundings -------------------------------------------------------------------------

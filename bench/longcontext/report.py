@@ -23,7 +23,7 @@ def size(n):
 def latest(rows):
     found = {}
     for r in rows:
-        key = (r["model"], r["variant"], r["id"])
+        key = (r["model"], r["variant"], r["id"], r.get("asked"))
         if "error" not in r or key not in found:
             found[key] = r
     return list(found.values())
@@ -37,7 +37,7 @@ def markdown(head, lines):
 class Table:
     """Scores of one model: by group (task and length, or set), variant and case."""
 
-    def __init__(self, rows, group):
+    def __init__(self, rows, group, value=lambda r: r["score"]):
         self.cells = collections.defaultdict(dict)
         self.variants, self.groups = [], []
         for r in rows:
@@ -45,7 +45,7 @@ class Table:
                 self.variants.append(r["variant"])
             if group(r) not in self.groups:
                 self.groups.append(group(r))
-            self.cells[group(r), r["variant"]][r["id"]] = r["score"]
+            self.cells[group(r), r["variant"]][r["id"]] = value(r)
 
     def pairs(self, group, variant):
         full = self.cells.get((group, "full"), {})
@@ -85,8 +85,28 @@ def depth_table(rows):
     return markdown(["variant", "tokens", "0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %"], lines)
 
 
+def likelihood_table(rows):
+    """How likely the right answer was. Differences are to the first variant, over the cases that both have."""
+    table = Table(rows, lambda r: (r["set"] or r["task"], r["length"]), lambda r: r)
+    base, lines = "full" if "full" in table.variants else table.variants[0], []
+    for group in table.groups:
+        for variant in table.variants:
+            mine = table.cells.get((group, variant), {})
+            if not mine:
+                continue
+            line = [group[0], size(group[1]), variant, len(mine)] + [
+                "%.2f" % mean([r[k] for r in mine.values()]) for k in ("logprob", "logprob_first")]
+            line.append("%d of %d" % (sum(r["n_first_choice"] == r["n_expected"] for r in mine.values()), len(mine)))
+            other = table.cells.get((group, base), {})
+            pairs = [(r["logprob"], other[i]["logprob"]) for i, r in mine.items() if i in other]
+            lines.append(line + ["" if variant == base or not pairs else "%+.2f (%+.2f .. %+.2f)" % (
+                (mean([a - b for a, b in pairs]),) + interval(pairs))])
+    return markdown(["task", "tokens", "variant", "n", "log-probability", "of the first token", "would be written",
+                     "less %s, 95 %%" % base], lines)
+
+
 def interval(pairs, n=1000):
-    """95 % of the mean difference to full attention, by resampling cases."""
+    """95 % of the mean difference of pairs, by resampling cases."""
     rng = random.Random(0)
     means = sorted(mean([a - b for a, b in (rng.choice(pairs) for _ in pairs)]) for _ in range(n))
     return means[int(0.025 * n)], means[int(0.975 * n) - 1]
@@ -154,7 +174,8 @@ def tables(rows):
     errors = [r for r in rows if "error" in r]
     rows = [r for r in rows if "error" not in r]
     for model in sorted({r["model"] for r in rows}):
-        mine = [r for r in rows if r["model"] == model]
+        mine = [r for r in rows if r["model"] == model and "score" in r]
+        likely = [r for r in rows if r["model"] == model and "logprob" in r]
         made, sets = [r for r in mine if not r["set"]], [r for r in mine if r["set"]]
         lines += ["## " + model, ""]
         if made:
@@ -163,7 +184,11 @@ def tables(rows):
             lines += depth_table(made)
         if sets:
             lines += ["Question sets, paired with full attention:", ""] + set_table(sets)
-        lines += ["Along the way:", ""] + time_table(mine)
+        if likely:
+            lines += ["Log-probability (natural) of the right answer, its tokens read as if they had been written:", ""]
+            lines += likelihood_table(likely)
+        if mine:
+            lines += ["Along the way:", ""] + time_table(mine)
     if errors:
         kinds = collections.Counter((r["variant"], size(r["length"]), r["error"]) for r in errors)
         lines += ["## Not answered", ""]

@@ -17,6 +17,9 @@ Below --stored-from tokens a text is read and asked by one process; above, polic
 into a store once, and the questions are asked of the store by processes of their own. Full attention and
 `window` stop at the length the model was trained for.
 
+What     --what answers (the default) asks; likelihood scores the right answer instead (kvfold ask --expect): what
+         it was worth to the model, where one answer more or less is luck. answers,likelihood does both.
+
 Every answer is a line of OUT.jsonl as soon as it is there; what has an answer there is not run again, so
 a stopped run goes on. OUT.md has the tables. --plan counts tokens to read without reading them.
 
@@ -72,7 +75,7 @@ class Results:
 
     @staticmethod
     def key(row):
-        return (row["model"], row["spec"], row["ingest"], row["stored"], row["id"])
+        return (row["model"], row["spec"], row["ingest"], row["stored"], row["id"], row.get("asked", "answers"))
 
     def add(self, rows):
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
@@ -101,16 +104,18 @@ class Bench:
     def fits(self, context, variant):
         return variant.has_memory or (context.length or context.n_tokens + 64) <= self.trained
 
-    def row(self, context, variant, question, **more):
+    def row(self, context, variant, question, what, **more):
+        if what != "answers":
+            more["asked"] = what
         return dict(self.head, date=datetime.datetime.now().isoformat(timespec="seconds"), id=question.ident,
                     task=context.task, set=context.subset, length=context.length,
                     depth=question.depth if question.depth is None else round(question.depth, 3),
                     variant=variant.name, spec=variant.spec, ingest=variant.ingest,
                     stored=self.stored(context, variant), **more)
 
-    def missing(self, context, variant):
-        return [q for q in context.questions
-                if self.results.key(self.row(context, variant, q)) not in self.results.done]
+    def missing(self, context, variant, what=None):
+        return [q for q in context.questions for w in ([what] if what else self.args.what)
+                if self.results.key(self.row(context, variant, q, w)) not in self.results.done]
 
     def enter_store(self, context, variant):
         """The context read into the store of its group and variant; what begins alike is read once."""
@@ -132,36 +137,48 @@ class Bench:
             shutil.rmtree(self.store[0], ignore_errors=True)
         self.store, self.reading_s = None, {}
 
-    def ask(self, context, variant, questions, max_tokens):
+    def ask(self, context, variant, questions, max_tokens, expected):
         texts = [q.text for q in questions]
         if context.raw:
-            return self.kvfold.go_on(context.text, variant.spec, max_tokens), {}
+            return self.kvfold.go_on(context.text, variant.spec, max_tokens, expected), {}
         if not self.stored(context, variant):
-            return self.kvfold.ask(context.text, texts, variant.spec, max_tokens), {}
+            return self.kvfold.ask(context.text, texts, variant.spec, max_tokens, expected), {}
         seconds, n = self.enter_store(context, variant)
-        answers = self.kvfold.ask_stored(self.store[0], context.ident, texts, variant.spec, max_tokens)
+        answers = self.kvfold.ask_stored(self.store[0], context.ident, texts, variant.spec, max_tokens, expected)
         return answers, {"read_s": round(seconds, 3), "n_read": n}
 
     def run(self, context, variant):
+        for what in self.args.what:
+            self.run_one(context, variant, what)
+
+    def run_one(self, context, variant, what):
         """Ask what has no answer yet; questions with the same room for an answer in one call."""
-        todo = self.missing(context, variant)
+        todo = self.missing(context, variant, what)
         for room in sorted({q.max_tokens for q in todo}):
             asked = [q for q in todo if q.max_tokens == room]
+            expected = [q.answers[0] for q in asked] if what == "likelihood" else []
             try:
-                answers, reading = self.ask(context, variant, asked, room)
-                rows = [self.answer_row(context, variant, q, a, reading) for q, a in zip(asked, answers)]
-                said = "%.2f" % (sum(r["score"] for r in rows) / len(rows))
+                answers, reading = self.ask(context, variant, asked, room, expected)
+                make = self.likelihood_row if expected else self.answer_row
+                rows = [make(context, variant, q, a, reading) for q, a in zip(asked, answers)]
+                said = "%.2f" % (sum(r["logprob" if expected else "score"] for r in rows) / len(rows))
             except program.Failure as failure:
-                rows = [self.row(context, variant, q, error=str(failure)) for q in asked]
+                rows = [self.row(context, variant, q, what, error=str(failure)) for q in asked]
                 said = str(failure)
             self.results.add(rows)
             say("  %-10s %s: %s" % (variant.name, context.ident, said))
+
+    def likelihood_row(self, context, variant, question, answer, reading):
+        e = answer["expected"]
+        return self.row(context, variant, question, "likelihood", logprob=round(e["logprob"], 4),
+                        logprob_first=round(e["logprob_first"], 4), n_expected=e["n_tokens"],
+                        n_first_choice=e["n_first_choice"], n_tokens=answer["stats"]["n_prompt_tokens"], **reading)
 
     def answer_row(self, context, variant, question, answer, reading):
         stats = answer["stats"]
         found = [i + 1 for i, c in enumerate(answer.get("citations") or [])
                  if any(a in c.get("excerpt", "") for a in question.answers)]
-        return self.row(context, variant, question, prediction=answer["answer"],
+        return self.row(context, variant, question, "answers", prediction=answer["answer"],
                         score=round(question.score(answer["answer"]), 4), n_tokens=stats["n_prompt_tokens"],
                         ttft_ms=round(stats["ttft_ms"], 1), decode_tps=round(stats["decode_tps"], 2),
                         cited=found[0] if found else 0, **reading)
@@ -224,6 +241,7 @@ def parse():
     parser.add_argument("--first-to", type=int, default=65536, help="longest text for *_first: one reading a question")
     parser.add_argument("--variant", action="append", default=[], help="may be given again; default: "
                         + ", ".join(DEFAULT_VARIANTS))
+    parser.add_argument("--what", type=words, default=["answers"], help="answers, likelihood or both (answers)")
     parser.add_argument("--sets", type=words, default=[], help="of " + ",".join(SETS))
     parser.add_argument("--data", default=os.environ.get("KVFOLD_DATA"), help="the data folder ($KVFOLD_DATA)")
     parser.add_argument("--stored-from", type=int, default=16384, help="tokens (%(default)s); 0: always a store")
@@ -240,6 +258,8 @@ def parse():
     for task in args.tasks:
         if task not in contexts.TASKS:
             parser.error("unknown task '%s'; there are %s" % (task, ", ".join(contexts.TASKS)))
+    if not args.what or set(args.what) - {"answers", "likelihood"}:
+        parser.error("--what takes answers, likelihood or both")
     return args
 
 

@@ -115,7 +115,11 @@ def longcontext(name, rows):
     out = []
     for r in rows:
         r["what"] = r["set"] or r["task"]
-    rows = [r for r in rows if "score" in r]
+    likely, rows = [r for r in rows if "logprob" in r], [r for r in rows if "score" in r]
+    for (model, what, length, variant), some in groups_of(likely, "model", "what", "length", "variant").items():
+        for title, field in (("log-probability of the answer", "logprob"), ("of its first token", "logprob_first")):
+            out.append(figures.figure(model, name, "%s %s" % (what, length or "set"), VARIANTS.get(variant, variant), title,
+                                      stats.mean_interval([r[field] for r in some]), len(some), "high"))
     for (model, what, length, variant), some in groups_of(rows, "model", "what", "length", "variant").items():
         def add(figure, value, n, better, unit=""):
             out.append(figures.figure(model, name, "%s %s" % (what, length or "set"), VARIANTS.get(variant, variant), figure,

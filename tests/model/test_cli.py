@@ -202,6 +202,26 @@ class Ask(Cli):
         self.assertEqual(same["answer"], raw["answer"])
         self.bad("ask", "-m", model(), "--raw", "-d", self.doc, "q", says="--raw")
 
+    def test_an_expected_answer_is_scored_instead(self):
+        given, more = "one two three", " four five"
+        r = json.loads(self.ask("--raw", "--json", given, "--expect", more).stdout)
+        path = self.write("given.txt", given.encode())
+        p = json.loads(self.ok("perplexity", "-m", model(), "--json", "--given", path, stdin=more.encode()).stdout)
+        x = r["expected"]
+        self.assertEqual((r["finish"], r["answer"], x["n_tokens"]), ("expected", "", p["n_tokens"]))
+        self.assertAlmostEqual(x["logprob"], -p["mean_nll"] * p["n_scored"], places=3)
+        self.assertLess(x["logprob"], x["logprob_first"])
+        asked = ["-d", self.doc, "--json", "-q", "Who?", "-q", "Where?", "--expect", "a cat", "--expect", "on a mat"]
+        both = [json.loads(line)["expected"] for line in self.ask(*asked).stdout.splitlines()]
+        alone = json.loads(self.ask("-d", self.doc, "--json", "Where?", "--expect", "on a mat").stdout)["expected"]
+        self.assertAlmostEqual(both[1]["logprob"], alone["logprob"], places=4, msg="the first answer was left there")
+        self.assertNotAlmostEqual(both[0]["logprob"], both[1]["logprob"], places=2)
+        shown = self.ask("-d", self.doc, "Where?", "--expect", "on a mat")
+        self.assertIn(b"log-probability %.4f of %d tokens" % (alone["logprob"], alone["n_tokens"]), shown.stdout)
+        for options, says in ((["-q", "A?", "-q", "B?", "--expect", "x"], "Questions: 2; answers of --expect: 1"),
+                              (["A?", "--expect", ""], "empty"), (["--expect", "x"], "--expect: 1")):
+            self.bad("ask", "-m", model(), "-d", self.doc, *options, says=says)
+
     def test_bad_documents_are_refused(self):
         ask = ["ask", "-m", model(), "question", "-d"]
         self.bad(*ask, self.write("empty.txt", b""), says="empty")
@@ -275,6 +295,9 @@ class Store(Cli):
             self.assertAlmostEqual(s["block_hit_rate"], rate, places=6)
             self.assertEqual(s["block_moved_bytes"] > 0, s["n_block_reads"] > 0)
         self.assertEqual(self.ask("Where?")[0]["answer"], b["answer"], "an earlier question changes the answer")
+        x, y = (self.ask("Where?", "--expect", e)[0]["expected"] for e in ("on a mat", "on a mat, of old wool"))
+        self.assertEqual(x["logprob_first"], y["logprob_first"])
+        self.assertLess(y["logprob"], x["logprob"])
 
     def test_answers_cite_lines_of_the_file(self):
         self.ingest("-d", self.long)
