@@ -5,6 +5,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
 #include <criterion/criterion.h>
+#include <lmdb.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -336,7 +337,56 @@ Test(store_session, what_does_not_fit_is_refused_with_a_reason)
     close_rig(&q);
 }
 
-/* kill -9 anywhere: the next run finds whole groups, and ends with the same document. */
+/* All records of a store that is closed, but for the two that hold the time of day ("meta", "doc"). */
+typedef struct records {
+    unsigned char *v;
+    size_t n, cap, n_record;
+} records;
+
+static void add_bytes(records *r, const void *v, size_t n)
+{
+    if (r->n + n > r->cap) {
+        r->cap = 2 * (r->n + n);
+        r->v = realloc(r->v, r->cap);
+        cr_assert_not_null(r->v);
+    }
+    memcpy(r->v + r->n, v, n);
+    r->n += n;
+}
+
+static void add_table(records *r, MDB_txn *txn, const char *name)
+{
+    MDB_dbi table;
+    MDB_cursor *c;
+    MDB_val key, value;
+    cr_assert_eq(mdb_dbi_open(txn, name, 0, &table), 0, "%s", name);
+    cr_assert_eq(mdb_cursor_open(txn, table, &c), 0);
+    for (; mdb_cursor_get(c, &key, &value, MDB_NEXT) == 0; r->n_record++) {
+        size_t sizes[] = { key.mv_size, value.mv_size };
+        add_bytes(r, sizes, sizeof sizes);
+        add_bytes(r, key.mv_data, key.mv_size);
+        add_bytes(r, value.mv_data, value.mv_size);
+    }
+    mdb_cursor_close(c);
+}
+
+static records all_records(const char *folder)
+{
+    static const char *const tables[] = { "note", "chain", "tok", "blk", "rep", "tail" };
+    records r = { 0 };
+    MDB_env *env;
+    MDB_txn *txn;
+    cr_assert_eq(mdb_env_create(&env), 0);
+    cr_assert_eq(mdb_env_set_maxdbs(env, 16), 0);
+    cr_assert_eq(mdb_env_open(env, folder, MDB_RDONLY | MDB_NOLOCK, 0), 0);
+    cr_assert_eq(mdb_txn_begin(env, NULL, MDB_RDONLY, &txn), 0);
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) add_table(&r, txn, tables[i]);
+    mdb_txn_abort(txn);
+    mdb_env_close(env);
+    return r;
+}
+
+/* kill -9 anywhere: the next run finds whole groups, and ends with the same document, byte for byte. */
 Test(store_session, killed_at_any_moment_it_resumes, .timeout = 600)
 {
 #if defined(__SANITIZE_THREAD__)
@@ -350,6 +400,8 @@ Test(store_session, killed_at_any_moment_it_resumes, .timeout = 600)
     ask(&r, s, a.answer, a.logits);
     kvf_session_close(s);
     kvf_store_close(st);
+    records whole = all_records(r.dir);
+    cr_assert_gt(whole.n_record, 3 * 4 + 2, "three groups, of each chain, tokens, blocks and digests");
     close_rig(&r); /* no threads when it forks */
     const char *many = getenv("KVF_TEST_KILLS"); /* three kills a round; the slow tests ask for more */
     int rounds = many ? (atoi(many) + 2) / 3 : 8;
@@ -387,6 +439,11 @@ Test(store_session, killed_at_any_moment_it_resumes, .timeout = 600)
         cr_assert_eq(v.n_bad, 0, "%s", v.first_bad);
         kvf_session_close(s);
         kvf_store_close(st);
+        records again = all_records(r.dir);
+        cr_assert_eq(again.n, whole.n);
+        cr_assert(memcmp(again.v, whole.v, whole.n) == 0, "kept other bytes after kills");
+        free(again.v);
         close_rig(&r);
     }
+    free(whole.v);
 }
