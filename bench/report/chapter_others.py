@@ -75,9 +75,9 @@ def of_source(source):
 
 def chapter(sources):
     if not sources:
-        return [("p", "**None** of this kind of machine in `bench/results/`.")]
-    out = [("p", "Runs of the other benches on this kind of machine, each by its own command, at another hour and at the commit "
-            "that is named: compare within a table, not between tables. A cell is the median with least and most; of a score "
+        return [("p", "**None** in `bench/results/`.")]
+    out = [("p", "Runs of the other benches, each by its own command, on the machine, at the hour and at the commit that are named; "
+            "not all are of this report's machine: compare within a table, not between tables. A cell is the median with least and most; of a score "
             "the mean with its 95 % interval; n: how many values a cell is made of. A ratio is of pairs in turn, three at "
             "least. README.md takes its figures from here and from the chapters above.")]
     for bench, title in TITLES.items():

@@ -1,8 +1,9 @@
 """others.py - what the other benches measured, as figures of the same report.
 
-Reads bench/results/<bench>/*.csv and *.jsonl of the report's kind of machine. A figure's section is the file it comes
-from, so that figures.csv names the source of each. The rule that matters most: rows of settings that are no longer
-there are left out, by bench/results/notes.json, and the note stands beside the table.
+Reads bench/results/<bench>/*.csv and *.jsonl of all machines; `here` says which are of the report's kind. A figure's
+section is the file it comes from, so that figures.csv names the source of each. The rule that matters most: rows of
+settings that are no longer there are left out, and rows of earlier defaults carry the name of what they were, by
+bench/results/notes.json; the note stands beside the table.
 
 SPDX-License-Identifier: Apache-2.0
 """
@@ -27,7 +28,7 @@ CASES = {"pp512": ("reading 512 tokens", "high", "tokens/s"), "pp4096": ("readin
          "tg4096": ("writing after 4096 tokens", "high", "tokens/s"),
          "first": ("process start to first token, 30-token prompt", "low", "s"), "memory": ("peak memory with 4096 tokens", "low", "bytes"),
          "read32k": ("reading 32768 tokens", "high", "tokens/s")}
-VARIANTS = {"ours": "infllm", "ours-t": "infllm, 960 tokens", "paper": "infllm-paper", "paper-t": "infllm-paper, 960 tokens",
+VARIANTS = {"ours": "infllm", "old": "infllm-128", "ours-t": "infllm, 960 tokens", "paper": "infllm-paper", "paper-t": "infllm-paper, 960 tokens",
             "window": "window", "full": "full"}
 
 
@@ -45,6 +46,7 @@ class Source:
         self.commands, self.dates = of("command"), sorted(d[:10] for d in of("date"))
         self.loads = sorted(float(v) for v in of("load_before", "load"))
         self.threads, self.head, self.notes, self.figures = of("threads"), "", [], []
+        self.here = True
 
 
 def notes():
@@ -57,10 +59,25 @@ def notes_of(name):
     return [n["why"] for n in notes() if fnmatch.fnmatchcase(name, n["file"]) and not n.get("left_out")]
 
 
+def renamed(rows, engine_of, note):
+    """Rows of what was the default once, under the name of what it was: "called" of the note."""
+    fields = ("variant", "engine", "planner", "method", "policy")
+    called = {VARIANTS.get(k, k): v for k, v in note["called"].items()}
+
+    def one(r):
+        name = VARIANTS.get(engine_of(r), engine_of(r))
+        return dict(r, **{next(f for f in fields if r.get(f)): called[name]}) if name in called else r
+    return [one(r) for r in rows]
+
+
 def without_stale(name, rows, engine_of):
     """(rows, notes): those that notes.json leaves out are gone; a note says how many."""
     said = []
     for note in [n for n in notes() if fnmatch.fnmatchcase(name, n["file"])]:
+        if note.get("called"):
+            rows, before = renamed(rows, engine_of, note), rows
+            said += [note["why"]] if rows != before else []
+            continue
         if not note.get("left_out"):
             said.append(note["why"])
             continue
@@ -203,7 +220,7 @@ def rows_of(path):
 
 
 def engine_of(row):
-    return row.get("variant") or row.get("engine") or row.get("planner") or row.get("method") or ""
+    return next((row[f] for f in ("variant", "engine", "planner", "method", "policy") if row.get(f)), "")
 
 
 def slug_of(about):
@@ -212,19 +229,28 @@ def slug_of(about):
     return program.cpu_slug(cpu) if cpu else program.cpu_slug()
 
 
+def is_of(slug, name):
+    return bool(re.search(r"-%s(\W|$)" % re.escape(slug), os.path.basename(name)))
+
+
+def machine_of(name):
+    """The machine that a file of results, or a figure's section, names: that of a report in bench/results."""
+    slugs = [d for d in sorted(os.listdir(RESULTS)) if os.path.exists(os.path.join(RESULTS, d, "about.json"))]
+    return next((s for s in slugs if is_of(s, name)), "")
+
+
 def sources(about):
     """[Source], bench by bench, newest last; files that nothing reads are no source."""
     slug, out = slug_of(about), []
     for bench, reader in READERS.items():
-        paths = [p for p in glob.glob(os.path.join(RESULTS, bench, "*")) if p.endswith((".csv", ".jsonl")) and
-                 re.search(r"-%s(\W|$)" % re.escape(slug), os.path.basename(p))]
+        paths = [p for p in glob.glob(os.path.join(RESULTS, bench, "*")) if p.endswith((".csv", ".jsonl"))]
         # Beside a table of figures, lines are the answers that it counts.
         paths = [p for p in paths if not (p.endswith(".jsonl") and p[:-len("jsonl")] + "csv" in paths)]
         for path in sorted(paths):
             rows, head = rows_of(path)
             source = Source(path, rows)
             rows, source.notes = without_stale(source.name, rows, engine_of)
-            source.head, source.figures = head, reader(source.name, rows)
+            source.head, source.figures, source.here = head, reader(source.name, rows), is_of(slug, path)
             if source.figures:
                 out.append(source)
     benches = list(READERS)

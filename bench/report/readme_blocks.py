@@ -87,13 +87,20 @@ def behind(found):
 
 # ---- Of the other benches ----
 
-def of_bench(found, bench):
-    """(model, row, engine, figure) -> figure; of several files that of most values counts, then the newest: figures.csv has
-    newer files of a bench behind older ones."""
+def of_bench(found, bench, machine=None):
+    """(model, row, engine, figure) -> figure, of one machine or of all; of several files that of most values counts, then
+    the newest: figures.csv has newer files of a bench behind older ones."""
     out = {}
     for f in sorted((f for f in found if f["section"].startswith(bench + "/")), key=lambda f: f["n"]):
-        out[(f["model"], f["row"], f["engine"], f["figure"])] = f
+        if machine is None or others.machine_of(f["section"]) == machine:
+            out[(f["model"], f["row"], f["engine"], f["figure"])] = f
     return out
+
+
+def machines(found, bench, folder):
+    """Those that the bench ran on, the report's own first."""
+    seen = words.unique(others.machine_of(f["section"]) for f in found if f["section"].startswith(bench + "/"))
+    return sorted(seen, key=lambda m: m != folder.rstrip("/").split("/")[-1])
 
 
 def from_bench(first, bench):
@@ -102,70 +109,77 @@ def from_bench(first, bench):
 
 
 def store(found, folder):
-    mine = of_bench(found, "speed_long")
     columns = (("read", "reading"), ("store on disk", "store on disk"), ("peak memory, reading", "peak memory, reading"),
                ("first", "new process to first token"), ("decode step", "writing, a token"), ("facts answered", "facts found"))
-    columns = [c for c in columns if any(k[3] == c[0] for k in mine)]
-    models = words.unique(k[0] for k in mine)
     out = []
-    for model in models:
-        for row in sorted({k[1] for k in mine if k[0] == model}, key=int):
-            cells = [mine.get((model, row, "infllm", c)) for c, _ in columns]
-            if row.isdigit() and not cells[0]:
-                cells[0] = mine.get((model, row, "infllm", "read, to be asked"))
-            if any(cells):
-                out.append([short(model), plots.size(int(row))] + [
-                    "%s, n %d" % (words.with_unit(c), c["n"]) if c else "" for c in cells])
-    return "\n".join(from_bench("What a store costs, with `infllm` as it is by default", "speed_long") +
-                     table(["model", "tokens"] + [t for _, t in columns], out))
+    for machine in machines(found, "speed_long", folder):
+        mine = of_bench(found, "speed_long", machine)
+        for model in words.unique(k[0] for k in mine):
+            for engine in words.unique(k[2] for k in mine):
+                for row in sorted({k[1] for k in mine if k[0] == model and k[2] == engine}, key=int):
+                    cells = [mine.get((model, row, engine, c)) for c, _ in columns]
+                    if not cells[0]:
+                        cells[0] = mine.get((model, row, engine, "read, to be asked"))
+                    if any(cells):
+                        out.append([machine, short(model), "`%s`" % engine, plots.size(int(row))] + [
+                            "%s, n %d" % (words.with_unit(c), c["n"]) if c else "" for c in cells])
+    return "\n".join(from_bench("What a store costs", "speed_long") +
+                     table(["machine", "model", "policy", "tokens"] + [t for _, t in columns], out))
 
 
 def finds(found, folder):
+    """Scores hang on no machine, so the files of all count."""
     mine, rows = of_bench(found, "longcontext"), []
-    for (model, row, engine, figure), f in mine.items():
-        if figure != "score" or engine not in ("infllm", "infllm, 960 tokens"):
-            continue
-        extra = engine.replace("infllm", "")
-        cells = [mine.get((model, row, e, "score")) for e in (engine, "infllm-paper" + extra, "window", "full")]
+    for model, row in words.unique((k[0], k[1]) for k in mine if k[3] == "score"):
         task, _, length = row.rpartition(" ")
-        rows.append((model, length, task, extra, ["%.2f" % c["value"] if c else "" for c in cells] + [cells[0]["n"]]))
+        for extra in ("", ", 960 tokens"):
+            engines = ["infllm" + extra, "infllm-128" + extra, "infllm-paper" + extra, "window", "full"]
+            cells = [mine.get((model, row, e, "score")) for e in engines]
+            if cells[0] or cells[1]:
+                rows.append((model, length, task, extra, ["%.2f" % c["value"] if c else "" for c in cells] +
+                             [(cells[0] or cells[1])["n"]]))
     rows.sort(key=lambda r: (r[0], -1 if r[1] == "set" else int(r[1]), r[2]))
     lines = [[short(model), task.replace("_", " ") + extra, "" if length == "set" else plots.size(int(length))] + cells
              for model, length, task, extra, cells in rows]
-    return "\n".join(from_bench("Share of questions answered; few a row, so read them as rough", "longcontext") +
-                     table(["model", "task", "tokens", "infllm", "published", "window", "full attention", "questions"], lines))
+    return "\n".join(from_bench("Share of questions answered; few a row, so read them as rough. `-128`: the default of before, "
+                                "a window of 4,096 and 16 units of 128", "longcontext") +
+                     table(["model", "task", "tokens", "infllm", "`-128`", "published", "window", "full attention", "questions"],
+                           lines))
 
 
 def pruning(found, folder):
-    mine, rows = of_bench(found, "lazyllm"), []
-    names = {"balanced": "`lazyllm`", "fast": "`lazyllm:preset=fast`", "paper": "as published"}
-    for model in words.unique(k[0] for k in mine):
-        for engine, title in names.items():
-            cells = [mine.get((model, "multi", engine, c)) for c in (
-                "score", "score less dense", "first token, times as fast", "whole answer, times as fast",
-                "tokens computed, average layer")]
-            if all(cells):
-                score, less, first, whole, computed = cells
-                dense = words.get(found, model, score["section"], "multi", "dense", "score")
-                rows.append([short(model), title, "%.2f (%.2f)" % (score["value"], dense["value"]), "%+.2f (%+.2f to %+.2f)" % (
-                    less["value"], less["low"], less["high"]), words.times(first), words.times(whole),
-                             "%.0f %%" % computed["value"], less["n"]])
+    rows, names = [], {"balanced": "`lazyllm`", "fast": "`lazyllm:preset=fast`", "paper": "as published"}
+    for machine in machines(found, "lazyllm", folder):
+        mine = of_bench(found, "lazyllm", machine)
+        for model in words.unique(k[0] for k in mine):
+            for engine, title in names.items():
+                cells = [mine.get((model, "multi", engine, c)) for c in (
+                    "score", "score less dense", "first token, times as fast", "whole answer, times as fast",
+                    "tokens computed, average layer")]
+                if all(cells):
+                    score, less, first, whole, computed = cells
+                    dense = words.get(found, model, score["section"], "multi", "dense", "score")
+                    rows.append([machine, short(model), title, "%.2f (%.2f)" % (score["value"], dense["value"]),
+                                 "%+.2f (%+.2f to %+.2f)" % (less["value"], less["low"], less["high"]), words.times(first),
+                                 words.times(whole), "%.0f %%" % computed["value"], less["n"]])
     return "\n".join(from_bench("Multi-document questions, pairs in turn with full attention", "lazyllm") +
-                     table(["model", "policy", "score (dense)", "less dense (95 %)", "first token", "whole answer", "computed", "pairs"],
-                           rows))
+                     table(["machine", "model", "policy", "score (dense)", "less dense (95 %)", "first token", "whole answer",
+                            "computed", "pairs"], rows))
 
 
 def speed(found, folder):
-    mine, rows = of_bench(found, "vs_llamacpp"), []
-    for (model, row, engine, figure), f in mine.items():
-        pair = mine.get((model, row, "kvfold", "kvfold / llama.cpp"))
-        if engine == "kvfold" and figure == "value" and pair:
-            theirs = mine[(model, row, "llama.cpp", "value")]
-            rows.append([short(model) + ", " + row, words.with_unit(dict(f, low=None)), words.with_unit(dict(theirs, low=None)),
-                         words.times(pair), pair["n"]])
-    return "\n".join(from_bench("4-bit models on the report's machine, medians of pairs run in turn on the same file "
-                                "and threads", "vs_llamacpp") +
-                     table(["Qwen2.5-Coder", "kvfold", "llama.cpp", "kvfold / llama.cpp", "pairs"], rows))
+    rows = []
+    for machine in machines(found, "vs_llamacpp", folder):
+        mine = of_bench(found, "vs_llamacpp", machine)
+        for (model, row, engine, figure), f in mine.items():
+            pair = mine.get((model, row, "kvfold", "kvfold / llama.cpp"))
+            if engine == "kvfold" and figure == "value" and pair:
+                theirs = mine[(model, row, "llama.cpp", "value")]
+                rows.append([machine, short(model) + ", " + row, words.with_unit(dict(f, low=None)),
+                             words.with_unit(dict(theirs, low=None)), words.times(pair), pair["n"]])
+    return "\n".join(from_bench("4-bit models on two cores, medians of pairs run in turn on the same file and threads",
+                                "vs_llamacpp") +
+                     table(["machine", "Qwen2.5-Coder", "kvfold", "llama.cpp", "kvfold / llama.cpp", "pairs"], rows))
 
 
 BLOCKS = {"store": store, "finds": finds, "pruning": pruning, "report": report, "speed": speed}

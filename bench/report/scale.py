@@ -40,7 +40,7 @@ def value_of(row, field):
 def of_long_runs(sources, model, field):
     """(tokens, value) of infllm as it is by default, from the newest run of bench/speed_long.py at each length."""
     names, out = FIELDS[field][3], {}
-    for f in (f for s in sources if s.bench == "speed_long" for f in s.figures):
+    for f in (f for s in sources if s.bench == "speed_long" and s.here for f in s.figures):
         if f["model"] == model and f["engine"] == "infllm" and f["figure"] in names:
             n = int(f["row"])
             out[n] = n / f["value"] if field == "read_s" else f["value"]
@@ -152,7 +152,7 @@ def pictures(rows, model, sources):
 
 def index_words(sources, model):
     """The index is what memory must hold beside the budget."""
-    index = {int(f["row"]): f["value"] for s in sources if s.bench == "speed_long" for f in s.figures
+    index = {int(f["row"]): f["value"] for s in sources if s.bench == "speed_long" and s.here for f in s.figures
              if f["figure"] == "index" and f["model"] == model}
     if not index:
         return []

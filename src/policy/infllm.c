@@ -15,9 +15,10 @@
 
 static const kvf_option infllm_options[] = {
     KVF_OPT_I64(infllm, init, 128, 0, 1 << 20, "first tokens always read; a multiple of block"),
-    KVF_OPT_I64(infllm, window, 4096, 128, 1 << 24, "most recent tokens always read; at least chunk"),
-    KVF_OPT_I64(infllm, block, 128, 16, 128, "tokens of a unit: 16, 32, 64 or 128"),
-    KVF_OPT_I64(infllm, topk, 16, 0, 1 << 20, "units read beside first tokens and window"),
+    KVF_OPT_I64(infllm, window, 0, 0, 1 << 24,
+                "most recent tokens always read, 128 or more and at least chunk; 0: 2048, with select=paper 4096"),
+    KVF_OPT_I64(infllm, block, 0, 0, 128, "tokens of a unit: 16, 32, 64 or 128; 0: 32, with select=paper 128"),
+    KVF_OPT_I64(infllm, topk, -1, -1, 1 << 20, "units read beside first tokens and window; -1: 2048 tokens' worth"),
     KVF_OPT_I64(infllm, ask, 0, 0, 1 << 20, "as topk, for questions and answers; 0: topk"),
     KVF_OPT_I64(infllm, repr, 4, 1, 128, "select=paper: representative tokens of a unit"),
     KVF_OPT_I64(infllm, chunk, 512, 16, 2048, "tokens read at once, a power of two"),
@@ -52,19 +53,24 @@ static const kvf_option infllm_options[] = {
     { 0 },
 };
 
+enum { UNIT_TOKENS = 2048 }; /* read in units unless said: the paper's 16 of 128 */
+
 static bool is_pow2(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
 /* ---- what options mean together ---- */
 
 static kvf_status check_sizes(const infllm *s, kvf_error *err)
 {
-    if (!is_pow2(s->block))
+    if (!is_pow2(s->block) || s->block < 16)
         return kvf_fail(err, KVF_ERR_ARG, "infllm: block=%d is no unit of the cache; use 16, 32, 64 or 128",
                         (int)s->block);
     if (!is_pow2(s->chunk))
         return kvf_fail(err, KVF_ERR_ARG,
                         "infllm: chunk=%d does not divide a stored group; use a power of two, 16 to 2048",
                         (int)s->chunk);
+    if (s->window < 128)
+        return kvf_fail(err, KVF_ERR_ARG, "infllm: window=%d is shorter than a block of the cache; use 128 or more",
+                        (int)s->window);
     if (s->window < s->chunk)
         return kvf_fail(err, KVF_ERR_ARG,
                         "infllm: window=%d is shorter than a chunk of %d; raise window or lower chunk",
@@ -100,6 +106,11 @@ static void settle(infllm *s)
     if (s->decay < 0) s->decay = paper ? 0 : 0.9;
     if (s->hold == 0) s->hold = paper ? 1 : 24;
     if (s->pool == 0) s->pool = paper ? s->chunk : 64;
+    /* A shorter window and finer units than the paper's: of fewer tokens, more that a layer looks at (docs/memory.md,
+     * "Where it falls short"). */
+    if (s->window == 0) s->window = paper ? 4096 : 2048;
+    if (s->block == 0) s->block = paper ? 128 : 32;
+    if (s->topk < 0) s->topk = UNIT_TOKENS / s->block;
     if (s->ask == 0) s->ask = s->topk;
 }
 
@@ -204,8 +215,8 @@ static kvf_status check_digests(const kvf_policy *p, kvf_error *err)
 static kvf_status infllm_init(kvf_policy *p, kvf_error *err)
 {
     infllm *s = p->state;
-    KVF_TRY(check_sizes(s, err));
     settle(s);
+    KVF_TRY(check_sizes(s, err));
     KVF_TRY(check_paper(s, err));
     KVF_TRY(check_index(s, err));
     KVF_TRY(check_digests(p, err));

@@ -209,7 +209,7 @@ Test(infllm, a_question_may_read_more_units_than_a_document_s_chunk)
     static const struct {
         const char *spec;
         int64_t topk, ask;
-    } cases[] = { { "infllm", 16, 16 }, { "infllm:topk=3", 3, 3 }, { "infllm:topk=3,ask=5", 3, 5 }, { "infllm:ask=2", 16, 2 },
+    } cases[] = { { "infllm:block=128", 16, 16 }, { "infllm:topk=3", 3, 3 }, { "infllm:topk=3,ask=5", 3, 5 }, { "infllm:block=64,ask=2", 32, 2 },
                   { "infllm:topk=0", 0, 0 }, { "infllm:topk=0,ask=4", 0, 4 }, { "infllm:select=paper,topk=7", 7, 7 },
                   { "infllm:select=paper,ask=9", 16, 9 } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -378,14 +378,14 @@ Test(infllm, reading_asking_and_answering_use_their_rule)
         const how *c = &cases[i];
         kvf_policy *p = open_spec(c->spec);
         fake f = { .near = { 7, 3, 20 }, .n_near = 3 };
-        uint8_t use[40];
-        random_votes(&f, 40, false);
-        cr_assert_eq(retrieve(p, &f, (ask){ 2, 9000, c->n_tok, 1, 40, c->reading, 1 }, use), KVF_OK);
+        uint8_t use[100];
+        random_votes(&f, 100, false);
+        cr_assert_eq(retrieve(p, &f, (ask){ 2, 9000, c->n_tok, 1, 100, c->reading, 1 }, use), KVF_OK);
         cr_assert(f.n_vote == c->n_vote && f.n_nearest == c->n_nearest, "%s, %lld tokens", c->spec, (long long)c->n_tok);
         if (f.n_nearest)
-            for (int u = 0; u < 40; u++) cr_assert_eq(use[u], u == 3 || u == 7 || u == 20);
+            for (int u = 0; u < 100; u++) cr_assert_eq(use[u], u == 3 || u == 7 || u == 20);
         if (!f.n_vote && !f.n_nearest)
-            for (int u = 0; u < 40; u++) cr_assert_eq(use[u], 0);
+            for (int u = 0; u < 100; u++) cr_assert_eq(use[u], 0);
         if (f.n_vote)
             cr_assert(f.fine == c->fine && f.rule.kind == c->kind && f.rule.max_queries == c->max_queries &&
                           f.rule.pool == c->pool && !f.rule.per_kv_head, "%s, %lld tokens", c->spec, (long long)c->n_tok);
@@ -405,6 +405,28 @@ Test(infllm, what_an_index_invents_is_not_followed)
 
 /* ---- layouts ---- */
 
+/* Unless said, 2,048 tokens are read in units, of whatever size; the published rule keeps its published sizes. */
+Test(infllm, sizes_that_are_not_said)
+{
+    static const struct {
+        const char *spec;
+        int64_t window, unit, n_unit;
+    } cases[] = { { "infllm", 2048, 32, 64 },
+                  { "infllm:block=128", 2048, 128, 16 },
+                  { "infllm:block=16", 2048, 16, 128 },
+                  { "infllm:topk=5", 2048, 32, 5 },
+                  { "infllm:window=4096", 4096, 32, 64 },
+                  { "infllm:select=paper", 4096, 128, 16 },
+                  { "infllm:select=paper,block=64", 4096, 64, 32 } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        kvf_policy *p = open_spec(cases[i].spec);
+        kvf_memory m;
+        p->ops->memory(p, &m);
+        cr_expect(m.window == cases[i].window && m.unit == cases[i].unit && m.n_unit == cases[i].n_unit, "%s", cases[i].spec);
+        kvf_policy_close(p);
+    }
+}
+
 Test(infllm, memory_says_what_is_kept)
 {
     static const struct {
@@ -414,14 +436,14 @@ Test(infllm, memory_says_what_is_kept)
         bool per_head;
         const char *index;
     } cases[] = {
-        { "infllm", KVF_DIGEST_MEAN, KVF_DIGEST_BITS, 128, 0, 2, 1, 0, false, "" },
+        { "infllm", KVF_DIGEST_MEAN, KVF_DIGEST_BITS, 32, 0, 2, 1, 0, false, "" },
         { "infllm:bits=4,block=32,sets=kv", KVF_DIGEST_MEAN, KVF_DIGEST_BITS, 32, 0, 4, N_KV, 0, false, "" },
         { "infllm:select=mean,block=64", KVF_DIGEST_MEAN, KVF_DIGEST_MEAN, 64, 64, 0, 1, 0, false, "" },
         { "infllm:select=sub,sub=16,reading=none", KVF_DIGEST_NONE, KVF_DIGEST_MEAN, 0, 16, 0, 1, 0, false, "" },
         { "infllm:select=bounds,reading=fine", KVF_DIGEST_NONE, KVF_DIGEST_BOUNDS, 0, 8, 0, 1, 0, false, "" },
         { "infllm:select=paper,repr=8", KVF_DIGEST_REPS, KVF_DIGEST_REPS, 128, 128, 0, 1, 8, false, "" },
         { "infllm:select=paper,reps=head,reading=none", KVF_DIGEST_REPS, KVF_DIGEST_REPS, 128, 128, 0, 1, 4, true, "" },
-        { "infllm:index=PQ16x4fs+RFlat", KVF_DIGEST_MEAN, KVF_DIGEST_BITS, 128, 0, 2, 1, 0, false, "PQ16x4fs+RFlat" },
+        { "infllm:index=PQ16x4fs+RFlat", KVF_DIGEST_MEAN, KVF_DIGEST_BITS, 32, 0, 2, 1, 0, false, "PQ16x4fs+RFlat" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         kvf_policy *p = open_spec(cases[i].spec);
@@ -454,7 +476,9 @@ Test(infllm, options_that_do_not_go_together_say_why_and_what_to_do)
     } bad[] = {
         { "infllm:block=48", "block=48", "use 16, 32, 64 or 128" },
         { "infllm:chunk=500", "chunk=500", "power of two" },
+        { "infllm:block=8", "block=8", "use 16, 32, 64 or 128" },
         { "infllm:window=256", "window=256", "raise window or lower chunk" },
+        { "infllm:window=64,chunk=64", "window=64", "use 128 or more" },
         { "infllm:init=100", "init=100", "use init=128" },
         { "infllm:bits=3", "bits=3", "use 1, 2 or 4" },
         { "infllm:sub=12", "sub=12", "power of two" },

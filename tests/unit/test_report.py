@@ -471,7 +471,7 @@ class Readme(unittest.TestCase):
         def f(section, value, n):
             return figures.figure("m-0.5b", "speed_long/" + section, "16384", "infllm", "read", float(value), n, "high", "tokens/s")
         found = [f("a.csv", 1, 2), f("b.csv", 2, 3), f("c.csv", 3, 3), f("d.csv", 4, 1)]
-        self.assertIn("| 0.5B | 16K | 3 tokens/s, n 3 |", readme.readme_blocks.store(found, "x"))
+        self.assertIn("| 0.5B | `infllm` | 16K | 3 tokens/s, n 3 |", readme.readme_blocks.store(found, "x"))
 
     def test_a_measured_number_outside_of_the_blocks_is_found(self):
         block = "%s\nreads 900 tokens/s\n%s\n" % readme.marks("speed")
