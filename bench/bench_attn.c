@@ -1,4 +1,5 @@
-/* bench_attn.c - attention kernels of every level on one thread, without the session around them.
+/* bench_attn.c - attention kernels of every level (AVX-512 with and without BF16) on one thread, without the
+ * session around them.
  *
  *     bench_attn [--quick]
  *
@@ -203,6 +204,16 @@ static void bench(const pool *p, const kvf_cpu_ops *ops, const model *m, int64_t
     fflush(stdout);
 }
 
+static void bench_models(const pool *p, const kvf_cpu_ops *ops, bool quick, bool decode)
+{
+    for (int m = 0; m < (quick ? 2 : N_MODEL); m++) {
+        bench(p, ops, &models[m], PREFILL_TOK, 4096);
+        if (!quick) bench(p, ops, &models[m], PREFILL_TOK, 16384);
+        if (decode) bench(p, ops, &models[m], 1, 0);
+        if (decode && !quick) bench(p, ops, &models[m], 4, 0);
+    }
+}
+
 static void pool_open(pool *p, unsigned flags)
 {
     size_t n = (size_t)PREFILL_TOK * 14 * 256, n_half = POOL_BYTES / 2;
@@ -251,12 +262,10 @@ int main(int argc, char **argv)
     for (int level = (int)best; level >= KVF_CPU_LEVEL_AVX2; level--) {
         kvf_cpu_ops ops;
         kvf_cpu_ops_init(&ops, (kvf_cpu_level)level, flags);
-        for (int m = 0; m < (quick ? 2 : N_MODEL); m++) {
-            bench(&p, &ops, &models[m], PREFILL_TOK, 4096);
-            if (!quick) bench(&p, &ops, &models[m], PREFILL_TOK, 16384);
-            bench(&p, &ops, &models[m], 1, 0);
-            if (!quick) bench(&p, &ops, &models[m], 4, 0);
-        }
+        bench_models(&p, &ops, quick, true);
+        if (level != KVF_CPU_LEVEL_AVX512 || !(flags & KVF_CPU_AVX512_BF16)) continue;
+        kvf_cpu_ops_init(&ops, KVF_CPU_LEVEL_AVX512, flags & ~(unsigned)KVF_CPU_AVX512_BF16);
+        bench_models(&p, &ops, quick, false); /* decode is the same */
     }
     pool_close(&p);
     return 0;

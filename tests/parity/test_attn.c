@@ -212,40 +212,56 @@ static double distance(const float *got, const float *want, size_t n)
     return worst;
 }
 
-/* f32 levels: rounding of a score is 1e-6 of its size and a relative error of p; |v| <= 1. The AMX
- * prefill multiplies in bf16 (8 bits), with fp32 sums. */
+/* f32 kernels: rounding of a score is 1e-6 of its size and a relative error of p; |v| <= 1. The AMX prefill
+ * multiplies in bf16 (8 bits), with fp32 sums. That of AVX-512 with BF16 has lse and scores of f32; whatever they are,
+ * o is off by 2^-9 of v and, since p is off by 2^-9 and divided by its own sum, 2^-9 of v - o: 6e-3. */
 static void check(const world *w, const kvf_cpu_ops *ops, bool decode, const shape *s, const char *what)
 {
     size_t rows = (size_t)w->a.n_tok * (size_t)w->a.n_head, n = rows * (size_t)w->a.head_dim;
-    bool bf16 = !decode && ops->level >= KVF_CPU_LEVEL_AMX;
-    double rounding = bf16 ? 1e-2 : 2e-6, tol = rounding * (1.0 + 4.0 * (double)s->logit);
+    const char *name = decode ? ops->attn_decode_name : ops->attn_name;
+    bool amx = strcmp(name, "amx_bf16") == 0, pv = strcmp(name, "avx512_bf16") == 0;
+    double rounding = amx ? 1e-2 : 2e-6, tol = rounding * (1.0 + 4.0 * (double)s->logit) + (pv ? 6e-3 : 0.0);
     double d_o = distance(w->o, w->want_o, n), d_lse = distance(w->lse, w->want_lse, rows);
     if (tol > 2.0) tol = 2.0; /* one winner may become another: still an average of values */
     cr_assert(d_o <= tol && d_lse <= rounding * (4.0 + 8.0 * (double)s->logit),
               "%s %s: o off by %g (%g), lse by %g; n_tok %lld n_key %lld q_first %lld window %lld group %d "
               "kv %d d %d "
               "softcap %g logit %g holes %d",
-              kvf_cpu_level_name(ops->level), what, d_o, tol, d_lse, (long long)s->n_tok, (long long)s->n_key,
+              name, what, d_o, tol, d_lse, (long long)s->n_tok, (long long)s->n_key,
               (long long)s->q_first, (long long)s->window, s->group, s->n_head_kv, s->head_dim,
               (double)s->softcap, (double)s->logit, (int)s->holes);
 }
 
-static kvf_cpu_level best_level(void)
+/* What this processor runs: every level, and AVX-512 without BF16 too. Ends with name NULL. */
+typedef struct cpu {
+    const char *name;
+    kvf_cpu_level level;
+    unsigned flags;
+} cpu;
+
+static const cpu *cpus(void)
 {
-    unsigned flags = kvf_cpu_detect();
-    kvf_cpu_level level = KVF_CPU_LEVEL_REF;
-    cr_assert_eq(kvf_cpu_level_parse(&level, "auto", flags, NULL), KVF_OK);
-    return level;
+    static cpu all[6];
+    unsigned flags = kvf_cpu_detect(), bf16 = KVF_CPU_AVX512_BF16;
+    kvf_cpu_level best = KVF_CPU_LEVEL_REF;
+    cr_assert_eq(kvf_cpu_level_parse(&best, "auto", flags, NULL), KVF_OK);
+    int n = 0;
+    for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best; level++) {
+        all[n++] = (cpu){ kvf_cpu_level_name(level), level, flags };
+        if (level == KVF_CPU_LEVEL_AVX512 && flags & bf16)
+            all[n++] = (cpu){ "avx512 without bf16", level, flags & ~bf16 };
+    }
+    return all;
 }
 
-/* Both forms of every level on one shape. */
+/* Both forms of every kernel on one shape. */
 static void try_shape(const shape *s)
 {
     world w;
     make(&w, s);
-    for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+    for (const cpu *c = cpus(); c->name; c++) {
         kvf_cpu_ops ops;
-        kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+        kvf_cpu_ops_init(&ops, c->level, c->flags);
         wipe(&w);
         run(&ops, false, &w.a, ops.attn_tile(&w.a));
         check(&w, &ops, false, s, "prefill");
@@ -329,13 +345,13 @@ Test(attn, places_and_first_keys_of_each_query_are_kept_at_every_level)
 
 Test(attn, first_keys_that_make_a_window_give_the_window_s_bits)
 {
-    for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+    for (const cpu *c = cpus(); c->name; c++) {
         for (int form = 0; form < 2; form++) {
             shape s = { .n_tok = form ? 4 : 100, .n_key = 700, .q_first = 600, .window = 77, .group = 3, .n_head_kv = 2, .head_dim = 64, .logit = 2 };
             world w;
             kvf_cpu_ops ops;
             make(&w, &s);
-            kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+            kvf_cpu_ops_init(&ops, c->level, c->flags);
             run(&ops, form, &w.a, form ? ops.attn_decode_max : ops.attn_tile(&w.a));
             size_t n = (size_t)s.n_tok * 6 * 64;
             memcpy(w.want_o, w.o, n * sizeof(float));
@@ -344,9 +360,43 @@ Test(attn, first_keys_that_make_a_window_give_the_window_s_bits)
             w.a.window = 0;
             wipe(&w);
             run(&ops, form, &w.a, form ? ops.attn_decode_max : ops.attn_tile(&w.a));
-            cr_assert_arr_eq(w.o, w.want_o, n * sizeof(float), "%s", kvf_cpu_level_name(level));
+            cr_assert_arr_eq(w.o, w.want_o, n * sizeof(float), "%s", c->name);
             drop(&w);
         }
+    }
+}
+
+/* The backend makes parts of 16 tokens or more, by the number of threads. */
+Test(attn, parts_of_a_prefill_do_not_change_its_bits)
+{
+    for (int i = 0; i < 8; i++) {
+        shape s = { .n_tok = 150,
+                    .n_key = 619 + i,
+                    .q_first = i % 2 ? 900 : 470 + i,
+                    .window = i % 3 ? 0 : 101,
+                    .group = groups[i % 5],
+                    .n_head_kv = 1,
+                    .head_dim = i % 2 ? 64 : 72,
+                    .logit = 2,
+                    .softcap = i % 4 == 3 ? 30.0f : 0.0f,
+                    .holes = i > 3 ? RANDOM_HOLES : NO_HOLES };
+        world w;
+        make(&w, &s);
+        for (const cpu *c = cpus(); c->name; c++) {
+            kvf_cpu_ops ops;
+            kvf_cpu_ops_init(&ops, c->level, c->flags);
+            size_t rows = (size_t)s.n_tok * (size_t)s.group, n = rows * (size_t)s.head_dim;
+            run(&ops, false, &w.a, 160);
+            memcpy(w.want_o, w.o, n * sizeof(float));
+            memcpy(w.want_lse, w.lse, rows * sizeof(float));
+            for (int64_t tile = 16; tile < 96; tile += 32) {
+                wipe(&w);
+                run(&ops, false, &w.a, tile);
+                cr_assert_arr_eq(w.o, w.want_o, n * sizeof(float), "%s, parts of %d", c->name, (int)tile);
+                cr_assert_arr_eq(w.lse, w.want_lse, rows * sizeof(float), "%s, parts of %d", c->name, (int)tile);
+            }
+        }
+        drop(&w);
     }
 }
 
@@ -493,9 +543,9 @@ Test(attn, lse_may_be_left_out)
     };
     world w;
     make(&w, &s);
-    for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+    for (const cpu *c = cpus(); c->name; c++) {
         kvf_cpu_ops ops;
-        kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+        kvf_cpu_ops_init(&ops, c->level, c->flags);
         for (int decode = 0; decode < 2; decode++) {
             wipe(&w);
             memcpy(w.lse, w.want_lse, 10 * sizeof(float));
@@ -555,9 +605,9 @@ Test(attn, merged_splits_equal_the_whole)
                     .window = i % 3 ? 0 : 100 };
         world w;
         make(&w, &s);
-        for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
+        for (const cpu *c = cpus(); c->name; c++) {
             kvf_cpu_ops ops;
-            kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+            kvf_cpu_ops_init(&ops, c->level, c->flags);
             wipe(&w);
             merge_splits(&w, &ops, 1 + i % 8);
             check(&w, &ops, true, &s, "splits");
@@ -566,12 +616,16 @@ Test(attn, merged_splits_equal_the_whole)
     }
 }
 
-/* The op of a level on `threads`, for KV heads h0..h1; what it did not write is NaN (0xff bytes). */
-static void run_op(world *w, kvf_cpu_level level, kvf_threads *threads, int32_t h0, int32_t h1)
+/* The op on `threads`, for KV heads h0..h1; what it did not write is NaN (0xff bytes). */
+static void run_op(world *w, const cpu *c, bool f32, kvf_threads *threads, int32_t h0, int32_t h1)
 {
     kvf_error err;
     kvf_backend *b;
-    kvf_cpu_backend_params p = { .level = level, .flags = kvf_cpu_detect(), .threads = threads, .mem = &kvf_mem_default };
+    kvf_cpu_backend_params p = { .level = c->level,
+                                 .flags = c->flags,
+                                 .f32 = f32,
+                                 .threads = threads,
+                                 .mem = &kvf_mem_default };
     cr_assert_eq(kvf_cpu_backend_open(&b, &p, &err), KVF_OK);
     wipe(w);
     w->a.head_kv0 = h0;
@@ -581,11 +635,11 @@ static void run_op(world *w, kvf_cpu_level level, kvf_threads *threads, int32_t 
 }
 
 /* Rows of the heads h0..h1 agree with the reference, the others were not written. */
-static void check_heads(world *w, kvf_cpu_level level, const shape *s, int32_t h0, int32_t h1)
+static void check_heads(world *w, const cpu *c, const shape *s, int32_t h0, int32_t h1)
 {
     int64_t d = s->head_dim, n_head = w->a.n_head;
     kvf_cpu_ops ops;
-    kvf_cpu_ops_init(&ops, level, kvf_cpu_detect());
+    kvf_cpu_ops_init(&ops, c->level, c->flags);
     for (int64_t row = 0; row < s->n_tok * n_head; row++) {
         int64_t head = row % n_head / s->group;
         if (head >= h0 && head < h1) continue;
@@ -613,16 +667,58 @@ Test(attn, the_op_computes_the_heads_it_was_asked_for)
                     .holes = i % 2 ? RANDOM_HOLES : NO_HOLES };
         world w;
         make(&w, &s);
-        for (kvf_cpu_level level = KVF_CPU_LEVEL_REF; level <= best_level(); level++) {
-            run_op(&w, level, threads, 0, 0);
-            check_heads(&w, level, &s, 0, s.n_head_kv);
+        for (const cpu *c = cpus(); c->name; c++) {
+            run_op(&w, c, false, threads, 0, 0);
+            check_heads(&w, c, &s, 0, s.n_head_kv);
             for (int32_t h0 = 0; h0 < s.n_head_kv; h0++) {
                 int32_t h1 = h0 + 1 + (int32_t)(rnd() % (uint32_t)(s.n_head_kv - h0));
-                run_op(&w, level, threads, h0, h1);
-                check_heads(&w, level, &s, h0, h1);
+                run_op(&w, c, false, threads, h0, h1);
+                check_heads(&w, c, &s, h0, h1);
             }
         }
         drop(&w);
     }
     kvf_threads_close(threads);
+}
+
+Test(attn, exact_mode_does_not_round_to_bf16)
+{
+    kvf_threads *threads;
+    cr_assert_eq(kvf_threads_open(&threads, 3, &kvf_mem_default, NULL), KVF_OK);
+    shape s = {
+        .n_tok = 70, .n_key = 300, .q_first = 230, .group = 6, .n_head_kv = 2, .head_dim = 64, .logit = 2
+    };
+    world w;
+    make(&w, &s);
+    for (const cpu *c = cpus(); c->name; c++) {
+        if (c->level >= KVF_CPU_LEVEL_AMX) continue; /* a ctx of exact mode runs on the level below */
+        cpu f32 = { c->name, c->level, c->flags & ~(unsigned)KVF_CPU_AVX512_BF16 };
+        run_op(&w, c, true, threads, 0, 0);
+        check_heads(&w, &f32, &s, 0, 2);
+    }
+    drop(&w);
+    kvf_threads_close(threads);
+}
+
+/* Kernels that round p divide by the sum of what they rounded: equal values come out as they are. */
+Test(attn, rounding_does_not_scale_the_output)
+{
+    shape s = {
+        .n_tok = 70, .n_key = 300, .q_first = 230, .group = 6, .n_head_kv = 1, .head_dim = 64, .logit = 2
+    };
+    world w;
+    make(&w, &s);
+    for (int64_t key = 0; key < s.n_key; key++) {
+        kvf_f16 *slot = kvf_kv_slot(&w.view, w.slots[key / KVF_BLOCK]);
+        for (int64_t i = 0; i < 64; i++) slot[(KVF_BLOCK + key % KVF_BLOCK) * 64 + i] = kvf_f16_from_f32(0.5f);
+    }
+    for (const cpu *c = cpus(); c->name; c++) {
+        kvf_cpu_ops ops;
+        kvf_cpu_ops_init(&ops, c->level, c->flags);
+        wipe(&w);
+        run(&ops, false, &w.a, ops.attn_tile(&w.a));
+        for (int64_t i = 0; i < 70 * 6 * 64; i++)
+            cr_assert_float_eq((double)w.o[i], 0.5, 2e-6, "%s: %g", c->name, (double)w.o[i]);
+    }
+    drop(&w);
 }

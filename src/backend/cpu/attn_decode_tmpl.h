@@ -169,6 +169,17 @@ static void decode_mask(const decode *f, int64_t base)
     }
 }
 
+static void softmax_lanes(lanes *w, float *s, int i0, int i1, int per, bool masked, float cap)
+{
+    const int64_t n = VF_LANES;
+    if (per == 2)
+        softmax_body(w, s, n, i0, i1, 2, masked, softmax_top(w, s, n, i0, i1, 2, masked, cap));
+    else if (masked || cap > 0.0f)
+        softmax_body(w, s, n, i0, i1, 1, masked, softmax_top(w, s, n, i0, i1, 1, masked, cap));
+    else
+        softmax_body(w, s, n, i0, i1, 1, false, softmax_top(w, s, n, i0, i1, 1, false, 0.0f));
+}
+
 KVF_INLINE void decode_block(const decode *f, int per, int64_t b, int64_t end)
 {
     const kvf_attn_args *a = f->p->a;
@@ -181,8 +192,8 @@ KVF_INLINE void decode_block(const decode *f, int per, int64_t b, int64_t end)
     if (masked) decode_mask(f, base);
     block_scores(f, per, k, v, k0, k1);
     for (int64_t x = 0; x < f->n_lanes; x++)
-        softmax_lanes(f->w + x, f->s + x * KVF_BLOCK * VF_LANES, VF_LANES, k0 / per, (k1 + per - 1) / per,
-                      per, masked, a->softcap);
+        softmax_lanes(f->w + x, f->s + x * KVF_BLOCK * VF_LANES, k0 / per, (k1 + per - 1) / per, per, masked,
+                      a->softcap);
     values in = {
         .v = v, .next = base + KVF_BLOCK < end ? kvf_attn_k(a, f->p->head_kv, b + 1) : v, .k0 = k0, .k1 = k1
     };
@@ -247,8 +258,9 @@ static void attn_decode(const kvf_attn_part *p)
         const lanes *w = f.w + row / VF_LANES;
         int lane = score_lane(f.per, (int)(row % VF_LANES));
         float l = f.per == 2 ? w->l[lane] + w->l[lane + 2] : w->l[lane];
-        row_finish(kvf_attn_o(p, tok, g), kvf_attn_lse(p, tok, g), f.o + row * f.width, 1, p->a->head_dim,
-                   w->m[lane], l);
+        row_finish(kvf_attn_o(p, tok, g), f.o + row * f.width, 1, p->a->head_dim, l);
+        float *lse = kvf_attn_lse(p, tok, g);
+        if (lse) *lse = row_lse(w->m[lane], l);
     }
 }
 

@@ -19,9 +19,11 @@
 /* One lane vector of query rows. A row that has seen no key has m = -FLT_MAX (finite, so that
  * no difference is NaN) and l = 0. */
 typedef struct lanes {
-    float m[VF_LANES];                  /* largest score so far */
-    float l[VF_LANES];                  /* sum of 2^(s - m) so far */
-    float alpha[VF_LANES];              /* what the last softmax_lanes asks sums of p v to be multiplied by */
+    float m[VF_LANES];      /* largest score so far */
+    float l[VF_LANES];      /* sum of 2^(s - m) so far */
+    float l_used[VF_LANES]; /* the same of p as P V has it, perhaps rounded: it divides o */
+    float top[VF_LANES];    /* prefill: the largest of m and of a block's scores, where all are seen */
+    float alpha[VF_LANES];  /* what the last softmax asks sums of p v to be multiplied by */
     int32_t lo[VF_LANES], hi[VF_LANES]; /* keys of the block that the row sees: lo <= key < hi */
 } lanes;
 
@@ -29,6 +31,14 @@ static void lanes_reset(lanes *w)
 {
     vf_store(w->m, vf_set1(-FLT_MAX));
     vf_store(w->l, vf_zero());
+    vf_store(w->l_used, vf_zero());
+}
+
+/* Key of each lane, from the vector's first: 0, or with pairs 0 0 1 1 and so on. */
+KVF_INLINE vi lane_keys(int per)
+{
+    static const int32_t second[16] = { 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1 };
+    return per == 2 ? vi_load(second) : vi_set1(0);
 }
 
 /* What q is multiplied by. With a soft cap the dot product is then the argument of tanh. */
@@ -37,16 +47,15 @@ static float q_factor(const kvf_attn_args *a)
     return a->softcap > 0.0f ? a->scale / a->softcap : a->scale * 1.44269504f;
 }
 
-/* Scores s[i * stride ..], i0 <= i < i1, to p = 2^(s - m), raising m and l.
+/* The largest of m and the scores s[i * stride ..], i0 <= i < i1, per row; the scores are left capped, and
+ * -FLT_MAX where a lane does not see them.
  * per: keys of one vector; vector i holds keys i * per + (lane / 2) % per.
- * masked: some lane does not see all of these keys; p is exactly 0 there. */
-KVF_INLINE void softmax_body(lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked,
-                             float cap)
+ * masked: some lane does not see all of these keys. */
+KVF_INLINE vf softmax_top(const lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked,
+                          float cap)
 {
-    static const int32_t second[16] = { 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1 };
-    vi lo = vi_load(w->lo), hi = vi_load(w->hi);
-    vi key0 = per == 2 ? vi_load(second) : vi_set1(0);
-    vf old = vf_load(w->m), top = old, top2 = old;
+    vi lo = vi_load(w->lo), hi = vi_load(w->hi), key0 = lane_keys(per);
+    vf top = vf_load(w->m), top2 = top;
     if (masked || cap > 0.0f) {
         vf unit = vf_set1(cap * 1.44269504f), never = vf_set1(-FLT_MAX);
         for (int i = i0; i < i1; i++) {
@@ -65,35 +74,37 @@ KVF_INLINE void softmax_body(lanes *w, float *s, int64_t stride, int i0, int i1,
         if (i < i1) top = vf_max(top, vf_load(s + i * stride));
         top = vf_max(top, top2);
     }
-    if (per == 2) top = vf_max(top, vf_swap_pairs(top));
-    vf alpha = vf_exp2_neg(vf_sub(old, top)), sum = vf_zero();
+    return per == 2 ? vf_max(top, vf_swap_pairs(top)) : top;
+}
+
+/* Scores to p = 2^(s - top), adding them to l; p is exactly 0 where a lane does not see the key. */
+KVF_INLINE void softmax_body(lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked, vf top)
+{
+    vi lo = vi_load(w->lo), hi = vi_load(w->hi), key0 = lane_keys(per);
+    vf alpha = vf_exp2_neg(vf_sub(vf_load(w->m), top)), sum = vf_zero();
     for (int i = i0; i < i1; i++) {
         vf x = vf_exp2_neg(vf_sub(vf_load(s + i * stride), top));
         if (masked) x = vf_select(vi_within(vi_add(vi_set1(i * per), key0), lo, hi), x, vf_zero());
         vf_store(s + i * stride, x);
         sum = vf_add(sum, x);
     }
+    vf l = vf_fma(vf_load(w->l), alpha, sum);
     vf_store(w->m, top);
     vf_store(w->alpha, alpha);
-    vf_store(w->l, vf_fma(vf_load(w->l), alpha, sum));
+    vf_store(w->l, l);
+    vf_store(w->l_used, l);
 }
 
-static void softmax_lanes(lanes *w, float *s, int64_t stride, int i0, int i1, int per, bool masked, float cap)
-{
-    if (per == 2)
-        softmax_body(w, s, stride, i0, i1, 2, masked, cap);
-    else if (masked || cap > 0.0f)
-        softmax_body(w, s, stride, i0, i1, 1, masked, cap);
-    else
-        softmax_body(w, s, stride, i0, i1, 1, false, 0.0f);
-}
-
-/* Result of a row from its maximum, its sum and its unnormalised output x[i * stride]. */
-static void row_finish(float *o, float *lse, const float *x, int64_t stride, int32_t n, float m, float l)
+/* Result of a row from its unnormalised output x[i * stride] and the sum of its p. */
+static void row_finish(float *o, const float *x, int64_t stride, int32_t n, float l)
 {
     float r = l > 0.0f ? 1.0f / l : 0.0f;
     for (int32_t i = 0; i < n; i++) o[i] = x[i * stride] * r;
-    if (lse) *lse = l > 0.0f ? (float)(0.693147180559945309 * ((double)m + log2((double)l))) : -INFINITY;
+}
+
+static float row_lse(float m, float l)
+{
+    return l > 0.0f ? (float)(0.693147180559945309 * ((double)m + log2((double)l))) : -INFINITY;
 }
 
 /* Set what each lane sees of the block that starts at key `base`; lane i is row row0 + i * step.

@@ -489,7 +489,8 @@ kvf_status kvf_cpu_backend_open(kvf_backend **out, const kvf_cpu_backend_params 
     c->base.mem = p->mem;
     c->base.log = p->log;
     kvf_turn_init(&c->base.run);
-    kvf_cpu_ops_init(&c->ops, p->level, p->flags);
+    /* With BF16, attention rounds probabilities and values: not in exact mode (AMX: api/ctx.c). */
+    kvf_cpu_ops_init(&c->ops, p->level, p->f32 ? p->flags & ~(unsigned)KVF_CPU_AVX512_BF16 : p->flags);
     c->f32 = p->f32;
     c->threads = p->threads;
     c->n_threads = kvf_threads_count(p->threads);

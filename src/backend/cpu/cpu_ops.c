@@ -27,6 +27,7 @@ void kvf_cpu_ops_init(kvf_cpu_ops *ops, kvf_cpu_level level, unsigned flags)
         kvf_cpu_memory_init_avx512(ops);
         kvf_cpu_mass_init_avx512(ops);
         kvf_cpu_vote_init_avx512(ops);
+        if (flags & KVF_CPU_AVX512_BF16) kvf_cpu_attn_init_avx512_bf16(ops);
     }
     if (level >= KVF_CPU_LEVEL_AMX) kvf_cpu_attn_init_amx(ops);
 #endif

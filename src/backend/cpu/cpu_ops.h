@@ -137,6 +137,7 @@ void kvf_cpu_vec_init_avx512(kvf_cpu_ops *ops);
 void kvf_cpu_attn_init_ref(kvf_cpu_ops *ops);
 void kvf_cpu_attn_init_avx2(kvf_cpu_ops *ops);
 void kvf_cpu_attn_init_avx512(kvf_cpu_ops *ops);
+void kvf_cpu_attn_init_avx512_bf16(kvf_cpu_ops *ops); /* prefill only */
 void kvf_cpu_attn_init_amx(kvf_cpu_ops *ops);
 void kvf_cpu_memory_init_ref(kvf_cpu_ops *ops);
 void kvf_cpu_memory_init_avx2(kvf_cpu_ops *ops);
