@@ -142,12 +142,13 @@ class Kvfold:
         return Run(self.command("ask", *options), text.encode()).rows()
 
     def ingest(self, store, name, text, spec, watch=False):
-        """(what it printed, the run). The store is made if it is not there."""
+        """(what it printed, the run). The store is made if it is not there; spec/int8 makes it with that codec."""
+        spec, _, codec = spec.partition("/")
         with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             run = Run(self.command("ingest", "--store", store, "-d", file.name, "--name", name, "--json",
-                                   *self.session(spec)), watch=watch)
+                                   *self.session(spec), *(["--codec", codec] if codec else [])), watch=watch)
         return run.rows()[0], run
 
     def ask_stored(self, store, name, questions, spec, max_tokens, expected=()):

@@ -11,7 +11,8 @@ Sets     subsets of the data folder (--data or $KVFOLD_DATA); without it they ar
          of the generated tasks are hidden in manuals of this machine or in made-up text.
 Variant  a policy. Built in: full, window, paper, ours, and window-t, paper-t, ours-t, the same with a
          tight budget, for texts that a usual window would swallow. SPEC is what --policy takes,
-         INGEST (default SPEC) what the store is read with: variants with equal INGEST share a reading.
+         INGEST (default SPEC) what the store is read with: variants with equal INGEST share a reading. INGEST/int8
+         keeps keys and values at 8 bits: small=infllm@infllm/int8.
 
 Below --stored-from tokens a text is read and asked by one process; above, policies with a memory read it
 into a store once, and the questions are asked of the store by processes of their own. Full attention and
@@ -41,12 +42,12 @@ from program import say
 TIGHT = "init=64,window=512,chunk=256"  # 960 tokens with 384 in units
 VARIANTS = {
     "full": "full",
-    "window": "infllm:window=4096,topk=0,reading=none",
+    "window": "infllm:window=6144,topk=0,reading=none",
     "paper": "infllm:select=paper",
     "ours": "infllm",
     "window-t": "infllm:init=64,window=896,chunk=256,topk=0,reading=none",
     "paper-t": "infllm:%s,block=64,topk=6,select=paper" % TIGHT,
-    "ours-t": "infllm:%s,block=32,topk=12" % TIGHT,
+    "ours-t": "infllm:%s,block=32,topk=12,ask=12" % TIGHT,
 }
 DEFAULT_VARIANTS = ["full", "window", "paper", "ours"]
 SETS = ["fast30", "shared_prefix", "mid", "long32k", "beyond_window"]

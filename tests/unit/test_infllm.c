@@ -129,7 +129,7 @@ Test(infllm, best_units_are_those_of_a_full_sort)
             char spec[128];
             double floor = floors[mode & 3];
             bool neighbours = mode & 4, ties = mode & 8;
-            snprintf(spec, sizeof spec, "infllm:topk=%d,floor=%.1f,neighbours=%d,decay=0,hold=1,sets=kv", topks[t], floor,
+            snprintf(spec, sizeof spec, "infllm:topk=%d,ask=%d,floor=%.1f,neighbours=%d,decay=0,hold=1,sets=kv", topks[t], topks[t], floor,
                      neighbours);
             kvf_policy *p = open_spec(spec);
             for (int i = 0; i < 40; i++) {
@@ -152,16 +152,16 @@ Test(infllm, best_units_are_those_of_a_full_sort)
 
 Test(infllm, equal_votes_go_to_the_lower_unit_and_no_number_loses)
 {
-    kvf_policy *p = open_spec("infllm:topk=3,decay=0");
+    kvf_policy *p = open_spec("infllm:topk=3,ask=3,decay=0");
     fake f = { 0 };
     uint8_t use[MAX_UNIT];
     cr_assert_eq(retrieve(p, &f, (ask){ 0, 9000, 50, 1, 100, false, 1 }, use), KVF_OK);
-    for (int u = 0; u < 100; u++) cr_assert_eq(use[u], u < 3);
-    for (int u = 0; u < 100; u++) f.vote[0][u] = NAN;
+    for (int u = 0; u < 200; u++) cr_assert_eq(use[u], u < 3);
+    for (int u = 0; u < 200; u++) f.vote[0][u] = NAN;
     f.vote[0][99] = -INFINITY;
     f.vote[0][98] = -5;
     cr_assert_eq(retrieve(p, &f, (ask){ 0, 9000, 50, 1, 100, false, 1 }, use), KVF_OK);
-    for (int u = 0; u < 100; u++) cr_assert_eq(use[u], u < 2 || u == 98, "unit %d", u);
+    for (int u = 0; u < 200; u++) cr_assert_eq(use[u], u < 2 || u == 98, "unit %d", u);
     kvf_policy_close(p);
 }
 
@@ -209,7 +209,7 @@ Test(infllm, a_question_may_read_more_units_than_a_document_s_chunk)
     static const struct {
         const char *spec;
         int64_t topk, ask;
-    } cases[] = { { "infllm:block=128", 16, 16 }, { "infllm:topk=3", 3, 3 }, { "infllm:topk=3,ask=5", 3, 5 }, { "infllm:block=64,ask=2", 32, 2 },
+    } cases[] = { { "infllm:block=128", 16, 32 }, { "infllm:topk=3", 3, 6 }, { "infllm:topk=3,ask=5", 3, 5 }, { "infllm:block=64,ask=2", 32, 2 },
                   { "infllm:topk=0", 0, 0 }, { "infllm:topk=0,ask=4", 0, 4 }, { "infllm:select=paper,topk=7", 7, 7 },
                   { "infllm:select=paper,ask=9", 16, 9 } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -263,7 +263,7 @@ static void check_decode(const char *spec, int64_t topk, int64_t hold, double de
 
 Test(infllm, an_answer_holds_its_units_and_earlier_votes_fade)
 {
-    check_decode("infllm:topk=4", 4, 24, 0.9, 1);
+    check_decode("infllm:topk=2", 4, 24, 0.9, 1);
     check_decode("infllm:ask=4,hold=1", 4, 1, 0.9, 1);
     check_decode("infllm:topk=9,ask=4,hold=1,decay=0", 4, 1, 0, 1);
     check_decode("infllm:topk=2,ask=5,hold=3,decay=0.5,sets=kv", 5, 3, 0.5, N_KV);
@@ -378,14 +378,14 @@ Test(infllm, reading_asking_and_answering_use_their_rule)
         const how *c = &cases[i];
         kvf_policy *p = open_spec(c->spec);
         fake f = { .near = { 7, 3, 20 }, .n_near = 3 };
-        uint8_t use[100];
-        random_votes(&f, 100, false);
-        cr_assert_eq(retrieve(p, &f, (ask){ 2, 9000, c->n_tok, 1, 100, c->reading, 1 }, use), KVF_OK);
+        uint8_t use[200];
+        random_votes(&f, 200, false);
+        cr_assert_eq(retrieve(p, &f, (ask){ 2, 9000, c->n_tok, 1, 200, c->reading, 1 }, use), KVF_OK);
         cr_assert(f.n_vote == c->n_vote && f.n_nearest == c->n_nearest, "%s, %lld tokens", c->spec, (long long)c->n_tok);
         if (f.n_nearest)
-            for (int u = 0; u < 100; u++) cr_assert_eq(use[u], u == 3 || u == 7 || u == 20);
+            for (int u = 0; u < 200; u++) cr_assert_eq(use[u], u == 3 || u == 7 || u == 20);
         if (!f.n_vote && !f.n_nearest)
-            for (int u = 0; u < 100; u++) cr_assert_eq(use[u], 0);
+            for (int u = 0; u < 200; u++) cr_assert_eq(use[u], 0);
         if (f.n_vote)
             cr_assert(f.fine == c->fine && f.rule.kind == c->kind && f.rule.max_queries == c->max_queries &&
                           f.rule.pool == c->pool && !f.rule.per_kv_head, "%s, %lld tokens", c->spec, (long long)c->n_tok);
@@ -405,17 +405,18 @@ Test(infllm, what_an_index_invents_is_not_followed)
 
 /* ---- layouts ---- */
 
-/* Unless said, 2,048 tokens are read in units, of whatever size; the published rule keeps its published sizes. */
+/* Unless said, 2,048 tokens are read in units, of whatever size, and twice as many for a question; the published rule
+ * keeps its published sizes. */
 Test(infllm, sizes_that_are_not_said)
 {
     static const struct {
         const char *spec;
         int64_t window, unit, n_unit;
-    } cases[] = { { "infllm", 2048, 32, 64 },
-                  { "infllm:block=128", 2048, 128, 16 },
-                  { "infllm:block=16", 2048, 16, 128 },
-                  { "infllm:topk=5", 2048, 32, 5 },
-                  { "infllm:window=4096", 4096, 32, 64 },
+    } cases[] = { { "infllm", 2048, 32, 128 },
+                  { "infllm:block=128", 2048, 128, 32 },
+                  { "infllm:block=16", 2048, 16, 256 },
+                  { "infllm:topk=5", 2048, 32, 10 },
+                  { "infllm:window=4096,ask=64", 4096, 32, 64 },
                   { "infllm:select=paper", 4096, 128, 16 },
                   { "infllm:select=paper,block=64", 4096, 64, 32 } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -131,21 +131,21 @@ static double recall(const char *spec, int64_t units, int64_t step, int n_like, 
 
 Test(needle, at_every_depth_of_a_thousand_units)
 {
-    cr_expect_eq(recall("infllm:block=128", 1000, 1, 0, 0), 1);
-    cr_expect_eq(recall("infllm:block=128,bits=4", 1000, 5, 0, 0), 1);
+    cr_expect_eq(recall("infllm:block=128,ask=16", 1000, 1, 0, 0), 1);
+    cr_expect_eq(recall("infllm:block=128,ask=16,bits=4", 1000, 5, 0, 0), 1);
 }
 
-Test(needle, among_ten_thousand_units) { cr_assert_eq(recall("infllm:block=128", MOST, 157, 0, 0), 1); }
+Test(needle, among_ten_thousand_units) { cr_assert_eq(recall("infllm:block=128,ask=16", MOST, 157, 0, 0), 1); }
 
 /* More that resembles it than there are places. */
 Test(needle, among_a_hundred_that_resemble_it)
 {
     static const double like[] = { 0.5, 0.7, 0.8, 0.85 };
     for (int i = 0; i < 4; i++) {
-        double r = recall("infllm:block=128", 1000, 3, 100, like[i]);
+        double r = recall("infllm:block=128,ask=16", 1000, 3, 100, like[i]);
         cr_expect_eq(r, 1, "cosine %.2f: %.3f", like[i], r);
     }
 }
 
 /* What a mean over a unit cannot see, which is why it is not the default. */
-Test(needle, the_mean_of_a_unit_does_not_show_one_key) { cr_assert_lt(recall("infllm:block=128,select=mean", 1000, 7, 0, 0), 0.9); }
+Test(needle, the_mean_of_a_unit_does_not_show_one_key) { cr_assert_lt(recall("infllm:block=128,ask=16,select=mean", 1000, 7, 0, 0), 0.9); }
