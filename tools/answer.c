@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "answer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,13 +141,13 @@ static kvf_status score_expected(answer *a, engine *e, const answer_request *r, 
 {
     token_list expected = { 0 };
     kvf_score *scores = NULL;
-    kvf_status rc = prompt_tokenize(&expected, e->model, r->expect, strlen(r->expect), 0, err);
+    *t_first = clock_s(); /* the prompt is read: the first token's probability is there */
+    kvf_status rc = prompt_answer(&expected, e, r->plain, r->expect, err);
     if (rc == KVF_OK && !expected.n) rc = report_fail(err, KVF_ERR_ARG, "The answer of --expect is empty.");
     if (rc == KVF_OK) scores = malloc((size_t)expected.n * sizeof *scores);
     if (rc == KVF_OK && !scores) rc = report_fail(err, KVF_ERR_NOMEM, "Not enough memory for the scores.");
     if (rc == KVF_OK) rc = kvf_session_score(e->session, expected.v, expected.n, scores, err);
     if (rc == KVF_OK) {
-        *t_first = clock_s();
         a->finish = "expected";
         a->n_expected = expected.n;
         a->logprob_first = (double)scores[0].logprob;
@@ -154,6 +155,8 @@ static kvf_status score_expected(answer *a, engine *e, const answer_request *r, 
             a->logprob += (double)scores[i].logprob;
             a->n_first_choice += scores[i].top[0] == expected.v[i];
         }
+        if (isnan(a->logprob))
+            rc = report_fail(err, KVF_ERR_FORMAT, "The model computes no numbers: its file is damaged. Fetch it again.");
     }
     free(scores);
     token_list_free(&expected);

@@ -17,6 +17,7 @@ typedef struct answer_request {
     bool trim;        /* leave out white space in front and behind */
     bool stream;      /* write to stdout as it comes */
     const char *expect; /* write nothing, say how likely this answer is; NULL: write */
+    bool plain;         /* the prompt is a plain frame */
     double start_s;   /* when the question was asked, clock_s() */
 } answer_request;
 

@@ -49,7 +49,8 @@ static const arg_row ask_rows[] = {
     ROW(questions, "--question", 'q', "TEXT", ARG_TEXTS, "a question; may be given again"),
     ROW(question_file, "--questions", 0, "FILE", ARG_TEXT, "questions, one per line; - is standard input"),
     ROW(expected, "--expect", 0, "TEXT", ARG_TEXTS,
-        "write nothing: say how likely this answer is, its first token and all of it; one for each question, in order"),
+        "write nothing: say how likely this answer is, its first token and all of it; one for each question, an operand "
+        "first. One question about a long text is read with lazyllm, several with full: name a --policy to compare"),
     ROW(json, "--json", 'j', NULL, ARG_FLAG, "one JSON object per question"),
     { "--citations", 0, "N", ARG_INT, offsetof(ask_options, citations), "3", 0, 16, NULL,
       "show at most N passages that the answer was read from" },
@@ -269,7 +270,8 @@ static kvf_status ask_one(ask *a, const char *question, kvf_error *err)
         answer_request r = { .prompt = &prompt, .max_tokens = a->so.max_tokens, .ignore_eos = a->so.ignore_eos,
                              .start_s = start };
         r.trim = !a->o.raw;
-        r.stop = !a->o.raw && prompt_is_plain(&a->e, a->o.store ? a->r.note.tmpl : a->o.tmpl) ? "\n\n" : NULL;
+        r.plain = !a->o.raw && prompt_is_plain(&a->e, a->o.store ? a->r.note.tmpl : a->o.tmpl);
+        r.stop = r.plain ? "\n\n" : NULL;
         r.expect = a->n_asked < a->o.expected.n ? a->o.expected.v[a->n_asked] : NULL;
         r.stream = !a->o.json && !a->o.no_stream && !r.expect;
         a->n_asked++;

@@ -124,6 +124,18 @@ static bool starts_with_blank(const engine *e, kvf_token token)
     return kvf_token_bytes(e->model, token, &bytes, &n) == KVF_OK && n && bytes[0] == ' ';
 }
 
+kvf_status prompt_answer(token_list *out, const engine *e, bool plain, const char *text, kvf_error *err)
+{
+    kvf_status rc = prompt_tokenize(out, e->model, text, strlen(text), 0, err);
+    if (rc != KVF_OK || !plain || !out->n || starts_with_blank(e, out->v[0])) return rc;
+    buffer with = { 0 };
+    buffer_printf(&with, " %s", text);
+    rc = buffer_status(&with, "the answer", err);
+    if (rc == KVF_OK) rc = prompt_tokenize(out, e->model, buffer_text(&with), with.n, 0, err);
+    buffer_free(&with);
+    return rc;
+}
+
 /* Two messages that share no token show what of a frame is the frame's: what they have in common. */
 kvf_status prompt_parts_open(prompt_parts *out, const engine *e, const char *tmpl, const char *system,
                              kvf_error *err)

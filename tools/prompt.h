@@ -51,6 +51,9 @@ kvf_status prompt_prefix(token_list *out, const engine *e, const prompt_parts *p
 kvf_status prompt_complete(token_list *out, const engine *e, const prompt_parts *p, const token_list *prefix,
                            const char *question, kvf_error *err);
 
+/* An answer as it would be written after a prompt: plain frames end in "Answer:", and a blank follows. */
+kvf_status prompt_answer(token_list *out, const engine *e, bool plain, const char *text, kvf_error *err);
+
 /* The documents' text as it stands in front of the question; several get a title each. first, if not
  * NULL, is [n]: set to the byte where each one's own text begins. */
 kvf_status prompt_documents(buffer *out, const document *docs, size_t n, size_t *first, kvf_error *err);

@@ -42,10 +42,10 @@ from program import say
 TIGHT = "init=64,window=512,chunk=256"  # 960 tokens with 384 in units
 VARIANTS = {
     "full": "full",
-    "window": "infllm:window=6144,topk=0,reading=none",
+    "window": "infllm:window=4096,topk=0,reading=none",
     "paper": "infllm:select=paper",
     "ours": "infllm",
-    "window-t": "infllm:init=64,window=896,chunk=256,topk=0,reading=none",
+    "window-t": "infllm:%s,topk=0,reading=none" % TIGHT,
     "paper-t": "infllm:%s,block=64,topk=6,select=paper" % TIGHT,
     "ours-t": "infllm:%s,block=32,topk=12,ask=12" % TIGHT,
 }
@@ -176,7 +176,8 @@ class Bench:
         e = answer["expected"]
         return self.row(context, variant, question, "likelihood", logprob=round(e["logprob"], 4),
                         logprob_first=round(e["logprob_first"], 4), n_expected=e["n_tokens"],
-                        n_first_choice=e["n_first_choice"], n_tokens=answer["stats"]["n_prompt_tokens"], **reading)
+                        n_first_choice=e["n_first_choice"], n_tokens=answer["stats"]["n_prompt_tokens"],
+                        policy=answer["stats"]["policy"], **reading)
 
     def answer_row(self, context, variant, question, answer, reading):
         stats = answer["stats"]
@@ -185,7 +186,7 @@ class Bench:
         return self.row(context, variant, question, "answers", prediction=answer["answer"],
                         score=round(question.score(answer["answer"]), 4), n_tokens=stats["n_prompt_tokens"],
                         ttft_ms=round(stats["ttft_ms"], 1), decode_tps=round(stats["decode_tps"], 2),
-                        cited=found[0] if found else 0, **reading)
+                        cited=found[0] if found else 0, policy=stats["policy"], **reading)
 
 
 # ---- All of them --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ SPDX-License-Identifier: Apache-2.0
 """
 import csv
 import fnmatch
+import functools
 import glob
 import json
 import os
@@ -28,7 +29,7 @@ CASES = {"pp512": ("reading 512 tokens", "high", "tokens/s"), "pp4096": ("readin
          "tg4096": ("writing after 4096 tokens", "high", "tokens/s"),
          "first": ("process start to first token, 30-token prompt", "low", "s"), "memory": ("peak memory with 4096 tokens", "low", "bytes"),
          "read32k": ("reading 32768 tokens", "high", "tokens/s")}
-VARIANTS = {"ours": "infllm", "old": "infllm-128", "ours-t": "infllm, 960 tokens", "paper": "infllm-paper", "paper-t": "infllm-paper, 960 tokens",
+VARIANTS = {"ours": "infllm", "old": "infllm-before", "ours-t": "infllm, 960 tokens", "paper": "infllm-paper", "paper-t": "infllm-paper, 960 tokens",
             "window": "window", "full": "full"}
 
 
@@ -233,8 +234,14 @@ def is_of(slug, name):
     return bool(re.search(r"-%s(\W|$)" % re.escape(slug), os.path.basename(name)))
 
 
+@functools.lru_cache(maxsize=None)
 def machine_of(name):
-    """The machine that a file of results, or a figure's section, names: that of a report in bench/results."""
+    """The machine that a file of results, or a figure's section, is from: its rows say so, or its name, which has that of a
+    report in bench/results."""
+    path = os.path.join(RESULTS, name)
+    rows = rows_of(path)[0] if os.path.isfile(path) else []
+    if rows and rows[0].get("machine"):
+        return program.cpu_slug(rows[0]["machine"])
     slugs = [d for d in sorted(os.listdir(RESULTS)) if os.path.exists(os.path.join(RESULTS, d, "about.json"))]
     return next((s for s in slugs if is_of(s, name)), "")
 

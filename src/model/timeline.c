@@ -50,11 +50,11 @@ kvf_status kvf_timeline_open_kv(kvf_session *s, kvf_kv **out, int32_t layer0, in
 }
 
 /* What one token reads may stay in memory from token to token: the window twice, for its rotated copies; the
- * rest, which is up to a unit longer than a chunk, and blocks in part; units, which may share blocks. */
+ * rest, which is up to a unit longer than a chunk, and blocks in part; units, each in a block of its own. */
 static size_t memory_bytes(const kvf_model *model, const kvf_memory *m)
 {
     double tokens = 2.0 * (double)m->window + 4.0 * m->n_chunk + (double)m->init;
-    tokens += (double)m->n_unit * m->n_set * (m->unit > KVF_BLOCK / 4 ? m->unit : KVF_BLOCK / 4);
+    tokens += (double)m->n_unit * m->n_set * KVF_BLOCK;
     double bytes = tokens * (double)kvf_model_kv_bytes(model);
     return bytes < (double)MEMORY_BYTES ? MEMORY_BYTES : bytes > 1e15 ? (size_t)1e15 : (size_t)bytes;
 }

@@ -216,6 +216,9 @@ class Ask(Cli):
         alone = json.loads(self.ask("-d", self.doc, "--json", "Where?", "--expect", "on a mat").stdout)["expected"]
         self.assertAlmostEqual(both[1]["logprob"], alone["logprob"], places=4, msg="the first answer was left there")
         self.assertNotAlmostEqual(both[0]["logprob"], both[1]["logprob"], places=2)
+        plain = [json.loads(self.ask("-d", self.doc, "--json", "--template", "plain", "Where?", "--expect", e).stdout)["expected"]
+                 for e in ("on a mat", " on a mat")]
+        self.assertEqual(plain[0], plain[1], "after 'Answer:' comes a blank")
         shown = self.ask("-d", self.doc, "Where?", "--expect", "on a mat")
         self.assertIn(b"log-probability %.4f of %d tokens" % (alone["logprob"], alone["n_tokens"]), shown.stdout)
         for options, says in ((["-q", "A?", "-q", "B?", "--expect", "x"], "Questions: 2; answers of --expect: 1"),

@@ -13,7 +13,7 @@
 #include "kv/pool.h"
 #include "policy/policy.h"
 
-enum { HEADS = 2, DIM = 64, TOPK = 16, VARIANTS = 8, MOST = 10000 };
+enum { HEADS = 2, DIM = 64, VARIANTS = 8, MOST = 10000 };
 
 static const kvf_dims dims = { 1, HEADS, 1, DIM };
 static kvf_error err;
@@ -80,26 +80,26 @@ static void *make_block(int at, double cosine)
     return out;
 }
 
-static int64_t n_unit;
+static int64_t n_unit, per; /* units of all blocks; of a block */
 
 static kvf_status vote(void *lookup, bool fine, const kvf_vote_rule *rule, float *votes, kvf_error *e)
 {
     (void)lookup;
     cr_assert(fine, "a question looks at every key");
     kvf_vote_args a = { .q = query, .lse = lse, .n_q = 1, .scale = 0.125f, .digest = &m.fine, .rows = rows,
-                        .unit = m.unit, .unit0 = 1, .n_unit = n_unit, .rule = *rule, .vote = votes };
+                        .unit = m.unit, .unit0 = per, .n_unit = n_unit, .rule = *rule, .vote = votes };
     return backend->ops->vote(backend, &a, e);
 }
 
 static bool found(int64_t unit)
 {
-    static uint8_t use[MOST];
-    kvf_retrieve r = { .n_set = 1, .n_past = n_unit * KVF_BLOCK + 5000, .n_tok = 1, .unit0 = 1, .n_unit = n_unit, .vote = vote };
+    static uint8_t use[MOST * KVF_BLOCK / 32];
+    kvf_retrieve r = { .n_set = 1, .n_past = n_unit * m.unit + 5000, .n_tok = 1, .unit0 = per, .n_unit = n_unit, .vote = vote };
     int64_t n = 0;
     policy->ops->forget(policy, 0);
     cr_assert_eq(policy->ops->retrieve(policy, &r, use, &err), KVF_OK, "%s", err.msg);
     for (int64_t u = 0; u < n_unit; u++) n += use[u] != 0;
-    cr_assert_eq(n, TOPK);
+    cr_assert_eq(n, m.n_unit);
     return use[unit];
 }
 
@@ -111,7 +111,8 @@ static double recall(const char *spec, int64_t units, int64_t step, int n_like, 
     int64_t hits = 0, n = 0;
     cr_assert_eq(kvf_policy_open(&policy, spec, dims, &kvf_mem_default, &err), KVF_OK, "%s", err.msg);
     policy->ops->memory(policy, &m);
-    n_unit = units;
+    per = KVF_BLOCK / m.unit;
+    n_unit = units * per;
     for (int i = 0; i < VARIANTS; i++) needle[i] = make_block(i * 17, 1);
     for (int64_t u = 0; u < units; u++) {
         bool resembles = n_like && u % (units / n_like) == 3;
@@ -120,7 +121,7 @@ static double recall(const char *spec, int64_t units, int64_t step, int n_like, 
     rows[0] = own[0];
     for (int64_t u = 0; u < units; u += step, n++) {
         rows[u + 1] = needle[n % VARIANTS];
-        hits += found(u);
+        hits += found(u * per + n % VARIANTS * 17 / m.unit);
         rows[u + 1] = own[u];
     }
     for (int64_t u = 0; u < units; u++) kvf_free(&kvf_mem_default, own[u]);
@@ -132,6 +133,8 @@ static double recall(const char *spec, int64_t units, int64_t step, int n_like, 
 Test(needle, at_every_depth_of_a_thousand_units)
 {
     cr_expect_eq(recall("infllm:block=128,ask=16", 1000, 1, 0, 0), 1);
+    cr_expect_eq(recall("infllm", 1000, 1, 0, 0), 1);
+    cr_expect_eq(recall("infllm:block=16,topk=16,ask=16", 1000, 3, 0, 0), 1);
     cr_expect_eq(recall("infllm:block=128,ask=16,bits=4", 1000, 5, 0, 0), 1);
 }
 

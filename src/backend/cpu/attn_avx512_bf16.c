@@ -28,9 +28,11 @@ static inline void v_pack(float *out, const kvf_f16 *x, const kvf_f16 *y)
 static inline vf v_step(vf v, vf p, vf sum) { return _mm512_dpbf16_ps(sum, (__m512bh)v, (__m512bh)p); }
 
 /* 2^x for x <= 0 to 3e-6 (a minimax fit with 2^0 = 1), far below what bf16 keeps: x = n + f, 0 <= f < 1;
- * scalef takes n from x itself. With vf_exp2_neg the whole takes 6 % longer at 64 dims, 3 % at 128. */
+ * scalef takes n from x itself. Below -126 it stays there: smaller numbers are subnormal, and sums of them slow
+ * on some processors. With vf_exp2_neg the whole takes 6 % longer at 64 dims, 3 % at 128. */
 static inline vf exp2_short(vf x)
 {
+    x = vf_max(x, vf_set1(-126.0f));
     vf f = vf_sub(x, _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
     vf y = vf_fma(vf_set1(0.0134266843f), f, vf_set1(0.0522424742f));
     y = vf_fma(y, f, vf_set1(0.241280205f));
