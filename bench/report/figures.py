@@ -266,6 +266,8 @@ def readers(model, rows):
 def everything(rows):
     loads = stats.spread([r["load"] for r in rows])
     out = [figure("", "run", "all", "", "load of the machine", loads, len(rows))] if loads else []
+    threads = stats.spread([r["threads"] for r in rows if r.get("threads")])
+    out += [figure("", "run", "all", "", "threads", threads, len(rows))] if threads else []
     for model in models_of(rows):
         for make in (quality, paired, same_as_llama, needle_grid, likelihood, cost, readers):
             out += make(model, rows)

@@ -73,6 +73,12 @@ def check(text, new):
     return out + ["readme_allowed.json: '%s' is not in README.md" % g for g in gone]
 
 
+def folder_of(text):
+    """The folder of the report that README's text is from; '' if it names none."""
+    named = re.search(r"From the report `([^`]+)/report\.md`", text)
+    return named[1] if named else ""
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\nSPDX")[0],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,11 +87,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with open(README, encoding="utf-8") as file:
         text = file.read()
-    named = re.search(r"From the report `([^`]+)/report\.md`", text)
-    if not args.folder and not named:
+    if not args.folder and not folder_of(text):
         print("readme.py: README.md names no report yet; give --from", file=sys.stderr)
         return 2
-    folder = os.path.abspath(args.folder or os.path.join(program.ROOT, named[1]))
+    folder = os.path.abspath(args.folder or os.path.join(program.ROOT, folder_of(text)))
     found, new = figures.read_csv(os.path.join(folder, "figures.csv")), text
     for name, make in readme_blocks.BLOCKS.items():
         new = replaced(new, name, make(found, os.path.relpath(folder, program.ROOT)))

@@ -53,10 +53,14 @@ def report(found, folder):
     found = [f for f in found if not others.is_other(f)]
     out = ["", "From the report `%s/report.md`, which has all figures, their spread and what was not run:" % folder]
     load = words.get(found, "", "run", "all", "", "load of the machine")
-    if load:
+    threads = words.get(found, "", "run", "all", "", "threads")
+    if load and (not threads or load["value"] > threads["value"] + 0.5):  # an engine's own threads are no other work
         out += ["", "**Measured at a load of %.1f (median; %.1f at most), other work included: seconds are longer than on an idle "
                 "machine, and not by the same factor for all engines; the report has ratios of pairs that ran in turn, at most %d minutes apart.**" % (
                     load["value"], load["high"], figures.IN_TURN_S // 60)]
+    elif load:
+        out += ["", "Nothing else ran (load %.1f in the middle, %.1f at most, on %d threads). Ratios in the report are of pairs "
+                "that ran in turn, at most %d minutes apart." % (load["value"], load["high"], threads["value"], figures.IN_TURN_S // 60)]
     for model in words.unique(f["model"] for f in found):
         row = costs_row(found, model)
         n = max([f["n"] for f in words.of(found, model, "quality") if f["row"] == figures.ALL and

@@ -450,10 +450,14 @@ class Others(unittest.TestCase):
         for note in others.notes():
             self.assertTrue(glob.glob(os.path.join(others.RESULTS, note["file"])), note["file"])
 
-    def test_every_file_of_results_is_in_the_committed_report(self):
-        with open(os.path.join(ROOT, "bench", "results", "intel-xeon", "report.md"), encoding="ascii") as file:
+    def test_every_file_of_results_is_in_the_report_of_readme(self):
+        with open(readme.README, encoding="utf-8") as file:
+            folder = os.path.join(ROOT, readme.folder_of(file.read()))
+        with open(os.path.join(folder, "report.md"), encoding="ascii") as file:
             text = file.read()
-        for source in others.sources({"machine": {"cpu": "Intel(R) Xeon(R) Processor"}}):
+        with open(os.path.join(folder, "about.json"), encoding="ascii") as file:
+            about = json.load(file)
+        for source in others.sources(about):
             self.assertIn("`bench/results/%s`" % source.name, text)
 
 
