@@ -59,7 +59,7 @@ def report(found, folder):
                 "machine, and not by the same factor for all engines; the report has ratios of pairs that ran in turn, at most %d minutes apart.**" % (
                     load["value"], load["high"], figures.IN_TURN_S // 60)]
     elif load:
-        out += ["", "Nothing else ran (load %.1f in the middle, %.1f at most, on %d threads). Ratios in the report are of pairs "
+        out += ["", "Little else ran beside (load %.1f in the middle, %.1f at most, on %d threads). Ratios in the report are of pairs "
                 "that ran in turn, at most %d minutes apart." % (load["value"], load["high"], threads["value"], figures.IN_TURN_S // 60)]
     for model in words.unique(f["model"] for f in found):
         row = costs_row(found, model)
