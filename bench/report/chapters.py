@@ -197,14 +197,15 @@ def likelihood(found, model):
     out = [("h", 3, "Likelihood of how a text goes on"),
            ("p", "Mean negative log-likelihood in nats a token of what follows a real "
            "text, which is read first, like a prompt without a question: what a policy drops then is gone. Lower is better; "
-           "above full: the mean over the same texts with its 95 % interval, and \"worse\" where that leaves out zero. The "
+           "above full: the mean over the same texts with its 95 % interval, and \"worse\" where that leaves out zero, from 8 texts on. The "
            "next words depend mostly on the last ones, so a small difference here can still be a lost fact. Retrieval has no "
            "question to search by and is not here; llama.cpp reads the shorter texts only, so its count is lower.")]
     lines = []
     for row in unique(f["row"] for f in mine):
         for name in [n for n in eng.NAMES if get(found, model, "likelihood", row, n, "nll")]:
             f, more = (get(found, model, "likelihood", row, name, w) for w in ("nll", "nll above full"))
-            sure = "" if name == "full" else "worse" if more["low"] > 0 else "better" if more["high"] < 0 else ""
+            sure = "" if name == "full" or more["n"] < stats.MIN_QUESTIONS else (
+                "worse" if more["low"] > 0 else "better" if more["high"] < 0 else "")
             above = "%+.3f (%+.3f to %+.3f)" % tuple(more[k] for k in ("value", "low", "high"))
             lines.append([row, name, "%.3f" % f["value"], above if name != "full" else "", f["n"], sure])
     return out + [("table", ["texts", "engine", "nll", "above full (95 %)", "n", ""], lines)]
