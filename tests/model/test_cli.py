@@ -438,7 +438,7 @@ class Store(Cli):
     def test_ctrl_c_keeps_what_is_read_and_the_same_command_goes_on(self):
         with open(self.long, "rb") as f:
             text = f.read()
-        big = self.write("big.txt", b"\n".join(b"Part %d. " % i + text for i in range(25)))
+        big = self.write("big.txt", b"\n".join(b"Part %d. " % i + text for i in range(4)))
         command = ["ingest", "-m", model(), "--store", self.store, "-d", big, "-t", "1", "--cpu", "ref"]
         p = subprocess.Popen([PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         end = time.monotonic() + 60

@@ -458,7 +458,7 @@ class Others(unittest.TestCase):
         with open(os.path.join(folder, "about.json"), encoding="ascii") as file:
             about = json.load(file)
         for source in others.sources(about):
-            self.assertIn("`bench/results/%s`" % source.name, text)
+            self.assertTrue("`bench/results/%s`" % source.name in text, source.name + ": run bench/report/run.py --report")
 
 
 class Readme(unittest.TestCase):
