@@ -31,7 +31,7 @@ KINDS = (("agnostic", "Without knowing the question (read once, ask often)"),
 def head(rows, about):
     machine, load = about.get("machine", {}), figures.median_load(rows)
     models = figures.models_of(rows)
-    busy = load[0] > machine.get("cores", 1) + 0.5
+    busy = figures.is_busy(load[0], machine.get("cores", 1))
     out = [("h", 1, "kvfold beside what people would use instead"),
            ("p", "%s, %s cores, %s GB, %s (%s). Models: %s. Program: commit %s. %d rows, %s to %s." % (
                machine.get("cpu", "?"), machine.get("cores", "?"), machine.get("memory_gb", "?"), machine.get("system", ""),

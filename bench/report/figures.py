@@ -263,6 +263,11 @@ def readers(model, rows):
     return out
 
 
+def is_busy(load, threads):
+    """Was there other work beside the engine's own threads?"""
+    return load > threads + 0.5
+
+
 def everything(rows):
     loads = stats.spread([r["load"] for r in rows])
     out = [figure("", "run", "all", "", "load of the machine", loads, len(rows))] if loads else []

@@ -32,6 +32,9 @@ CASES = {"pp512": ("reading 512 tokens", "high", "tokens/s"), "pp4096": ("readin
 VARIANTS = {"ours": "infllm", "old": "infllm-before", "ours-t": "infllm, 960 tokens", "paper": "infllm-paper", "paper-t": "infllm-paper, 960 tokens",
             "window": "window", "full": "full"}
 
+# What ran a row, by the first of these that it has.
+NAMED_BY = ("variant", "engine", "planner", "method", "policy")
+
 
 class Source:
     """One file: where it is from, and its figures."""
@@ -62,12 +65,11 @@ def notes_of(name):
 
 def renamed(rows, engine_of, note):
     """Rows of what was the default once, under the name of what it was: "called" of the note."""
-    fields = ("variant", "engine", "planner", "method", "policy")
     called = {VARIANTS.get(k, k): v for k, v in note["called"].items()}
 
     def one(r):
         name = VARIANTS.get(engine_of(r), engine_of(r))
-        return dict(r, **{next(f for f in fields if r.get(f)): called[name]}) if name in called else r
+        return dict(r, **{next(f for f in NAMED_BY if r.get(f)): called[name]}) if name in called else r
     return [one(r) for r in rows]
 
 
@@ -228,17 +230,13 @@ def rows_of(path):
 
 
 def engine_of(row):
-    return next((row[f] for f in ("variant", "engine", "planner", "method", "policy") if row.get(f)), "")
+    return next((row[f] for f in NAMED_BY if row.get(f)), "")
 
 
 def slug_of(about):
     """The name that results of the report's machine carry."""
     cpu = about.get("machine", {}).get("cpu")
     return program.cpu_slug(cpu) if cpu else program.cpu_slug()
-
-
-def is_of(slug, name):
-    return bool(re.search(r"-%s(\W|$)" % re.escape(slug), os.path.basename(name)))
 
 
 @functools.lru_cache(maxsize=None)
@@ -250,7 +248,7 @@ def machine_of(name):
     if rows and rows[0].get("machine"):
         return program.cpu_slug(rows[0]["machine"])
     slugs = [d for d in sorted(os.listdir(RESULTS)) if os.path.exists(os.path.join(RESULTS, d, "about.json"))]
-    return next((s for s in slugs if is_of(s, name)), "")
+    return next((s for s in slugs if re.search(r"-%s(\W|$)" % re.escape(s), os.path.basename(name))), "")
 
 
 def sources(about):
@@ -264,7 +262,7 @@ def sources(about):
             rows, head = rows_of(path)
             source = Source(path, rows)
             rows, source.notes = without_stale(source.name, rows, engine_of)
-            source.head, source.figures, source.here = head, reader(source.name, rows), is_of(slug, path)
+            source.head, source.figures, source.here = head, reader(source.name, rows), machine_of(source.name) == slug
             if source.figures:
                 out.append(source)
     benches = list(READERS)

@@ -54,7 +54,7 @@ def report(found, folder):
     out = ["", "From the report `%s/report.md`, which has all figures, their spread and what was not run:" % folder]
     load = words.get(found, "", "run", "all", "", "load of the machine")
     threads = words.get(found, "", "run", "all", "", "threads")
-    if load and (not threads or load["value"] > threads["value"] + 0.5):  # an engine's own threads are no other work
+    if load and (not threads or figures.is_busy(load["value"], threads["value"])):
         out += ["", "**Measured at a load of %.1f (median; %.1f at most), other work included: seconds are longer than on an idle "
                 "machine, and not by the same factor for all engines; the report has ratios of pairs that ran in turn, at most %d minutes apart.**" % (
                     load["value"], load["high"], figures.IN_TURN_S // 60)]
