@@ -3,7 +3,7 @@
  *     bench_lookup [--quick] [THREADS]
  *
  * One CSV row per case, best of several, whole op by the wall clock. One layer of a Qwen2.5 0.5B shape
- * (14 heads, 2 of KV, 64 channels), units of 128 tokens. Forms: `decode` is one query, `question` 30.
+ * (14 heads, 2 of KV, 64 channels), units of 32 tokens. Forms: `decode` is one query, `question` 30.
  * gmacs counts each product of a query's channel with a key's (or a vector's) once; `share` is that of
  * the level's peak on THREADS threads, measured here: byte products for BITS, f32 FMA for the others.
  * AVX2 has no VNNI: its byte peak is VPMADDUBSW with the additions that keep 16-bit sums.
@@ -19,7 +19,8 @@
 #include "backend/cpu/cpu_backend.h"
 #include "base/half.h"
 
-enum { N_HEAD = 14, N_HEAD_KV = 2, HEAD_DIM = 64, UNIT = 128, QUESTION = 30, SUMS = 12, STEPS = 1000000 };
+enum { N_HEAD = 14, N_HEAD_KV = 2, HEAD_DIM = 64, UNIT = 32, UNITS = KVF_BLOCK / UNIT, QUESTION = 30 };
+enum { SUMS = 12, STEPS = 1000000 };
 
 typedef struct bench_case {
     const char *name;
@@ -32,9 +33,9 @@ static const bench_case cases[] = {
     { "bits2", { .kind = KVF_DIGEST_BITS, .bits = 2 }, 1 },
     { "bits4", { .kind = KVF_DIGEST_BITS, .bits = 4 }, 1 },
     { "mean32", { .kind = KVF_DIGEST_MEAN, .sub = 32 }, 1 },
-    { "mean128_pool4", { .kind = KVF_DIGEST_MEAN, .sub = 128 }, 4 },
+    { "mean32_pool64", { .kind = KVF_DIGEST_MEAN, .sub = 32 }, 64 },
     { "bounds32", { .kind = KVF_DIGEST_BOUNDS, .sub = 32 }, 1 },
-    { "reps128", { .kind = KVF_DIGEST_REPS, .sub = 128 }, 1 },
+    { "reps32", { .kind = KVF_DIGEST_REPS, .sub = 32 }, 1 },
 };
 enum { N_CASE = sizeof cases / sizeof cases[0] };
 
@@ -183,13 +184,13 @@ static void bench(kvf_backend *b, const bench_case *c, int64_t n_block, const do
     uint8_t *data = get((size_t)n_block, bytes);
     const void **rows = get((size_t)n_block, sizeof *rows);
     float *q = get((size_t)QUESTION * N_HEAD * HEAD_DIM, sizeof *q), *lse = get((size_t)QUESTION * N_HEAD, sizeof *lse);
-    float *vote = get((size_t)n_block, sizeof *vote);
+    float *vote = get((size_t)(n_block * UNITS), sizeof *vote);
     for (int64_t i = 0; i < n_block; i++) rows[i] = data + (size_t)i * bytes;
     for (int i = 0; i < QUESTION * N_HEAD * HEAD_DIM; i++) q[i] = rnd();
     fill(b, &g, data, n_block);
     for (int form = 0; form < 2; form++) {
         kvf_vote_args a = { .q = q, .lse = lse, .n_q = form ? QUESTION : 1, .scale = 0.125f, .digest = &g, .rows = rows,
-                            .unit = UNIT, .n_unit = n_block, .vote = vote,
+                            .unit = UNIT, .n_unit = n_block * UNITS, .vote = vote,
                             .rule = { .kind = KVF_VOTE_GATE, .max_queries = true, .pool = c->pool } };
         double t = best_time(b, &a), n_q = (double)((a.n_q + c->pool - 1) / c->pool);
         double gmacs = n_q * N_HEAD * HEAD_DIM * vectors_of_block(&g) * (double)n_block / t * 1e-9;

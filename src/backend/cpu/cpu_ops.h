@@ -123,8 +123,9 @@ typedef struct kvf_cpu_ops {
     void (*score_bits)(const kvf_score_part *p);
     size_t (*score_bits_scratch_bytes)(const kvf_rows *rows);
     void (*mass)(const kvf_mass_part *p); /* scratch: [KVF_BLOCK][head_dim] floats */
-    /* Columns of KVF_ROW_LANES floats, stride apart: s = exp(s - max), and the sums of them. */
-    void (*exp_columns)(float *s, int64_t n, int64_t stride, const float *max, float *sum);
+    /* KVF_ROW_LANES columns of n floats, rows stride apart: s = exp(s) / (sum of exp(s) + exp(gate)), gate
+     * [KVF_ROW_LANES]; NULL: without. */
+    void (*share_columns)(float *s, int64_t n, int64_t stride, const float *gate);
 } kvf_cpu_ops;
 
 /* Fill the table for a level; flags as detected (decides VNNI, BF16, VBMI variants). */

@@ -93,17 +93,20 @@ static void mass(const kvf_mass_part *p)
     }
 }
 
-static void exp_columns(float *s, int64_t n, int64_t stride, const float *max, float *sum)
+static void share_columns(float *s, int64_t n, int64_t stride, const float *gate)
 {
-    double total[KVF_ROW_LANES] = { 0 };
-    for (int64_t i = 0; i < n; i++) {
-        for (int l = 0; l < KVF_ROW_LANES; l++) {
-            double e = exp((double)s[i * stride + l] - (double)max[l]);
-            total[l] += e;
-            s[i * stride + l] = (float)e;
+    for (int l = 0; l < KVF_ROW_LANES; l++, s++) {
+        double top = gate && gate[l] > -1e30f ? (double)gate[l] : -1e30;
+        for (int64_t i = 0; i < n; i++)
+            if ((double)s[i * stride] > top) top = (double)s[i * stride];
+        double sum = gate ? exp((double)gate[l] - top) : 0;
+        for (int64_t i = 0; i < n; i++) {
+            double e = exp((double)s[i * stride] - top);
+            sum += e;
+            s[i * stride] = (float)e;
         }
+        for (int64_t i = 0; i < n; i++) s[i * stride] *= (float)(1 / sum);
     }
-    for (int l = 0; l < KVF_ROW_LANES; l++) sum[l] = (float)total[l];
 }
 
 void kvf_cpu_memory_init_ref(kvf_cpu_ops *ops)
@@ -112,5 +115,5 @@ void kvf_cpu_memory_init_ref(kvf_cpu_ops *ops)
     ops->score = kvf_cpu_score_ref;
     ops->score_scratch_bytes = score_scratch;
     ops->mass = mass;
-    ops->exp_columns = exp_columns;
+    ops->share_columns = share_columns;
 }

@@ -96,16 +96,20 @@ static size_t score_scratch(const kvf_rows *r)
     return (size_t)(2 * KVF_DIGEST_BLOCK / 4) * (size_t)r->head_dim * sizeof(float) + 64;
 }
 
-static void exp_columns(float *s, int64_t n, int64_t stride, const float *max, float *sum)
+static void share_columns(float *s, int64_t n, int64_t stride, const float *gate)
 {
-    for (int l = 0; l < KVF_ROW_LANES; l += VF_LANES) {
-        vf m = vf_load(max + l), total = vf_zero();
+    vf low = vf_set1(-1e30f);
+    for (int l = 0; l < KVF_ROW_LANES; l += VF_LANES, s += VF_LANES) {
+        vf top = gate ? vf_max(vf_load(gate + l), low) : low, sum = vf_zero();
+        for (int64_t i = 0; i < n; i++) top = vf_max(vf_load(s + i * stride), top); /* in this order NaN loses */
+        if (gate) sum = vf_exp(vf_sub(vf_load(gate + l), top));
         for (int64_t i = 0; i < n; i++) {
-            vf e = vf_exp(vf_sub(vf_load(s + i * stride + l), m));
-            total = vf_add(total, e);
-            vf_store(s + i * stride + l, e);
+            vf e = vf_exp(vf_sub(vf_load(s + i * stride), top));
+            sum = vf_add(sum, e);
+            vf_store(s + i * stride, e);
         }
-        vf_store(sum + l, total);
+        vf share = vf_div(vf_set1(1.0f), sum);
+        for (int64_t i = 0; i < n; i++) vf_store(s + i * stride, vf_mul(vf_load(s + i * stride), share));
     }
 }
 
@@ -114,5 +118,5 @@ static void memory_init(kvf_cpu_ops *ops, const char *name)
     ops->score_name = name;
     ops->score = score;
     ops->score_scratch_bytes = score_scratch;
-    ops->exp_columns = exp_columns;
+    ops->share_columns = share_columns;
 }
