@@ -29,10 +29,11 @@
 #include "base/threads.h"
 #include "base/turn.h"
 
-#define KVF_BACKEND_ABI 5u /* raised when an existing member changes */
+#define KVF_BACKEND_ABI 6u /* raised when an existing member changes */
 
 /* Tokens of a KV block: a pool slot, a store value, an index row (docs/ARCHITECTURE.md). */
 #define KVF_BLOCK 128
+#define KVF_ATTN_RUN 16 /* keys of one of kvf_attn_args.runs */
 #define KVF_BLOCK_SHIFT 7
 
 /* A weight matrix as the backend holds it. `data` is the file's bytes for the CPU (mapped, not
@@ -173,6 +174,9 @@ typedef struct kvf_attn_args {
     const int32_t *place;  /* host, [n_tok] never falling, or NULL: query i stands at place[i], not q_first + i */
     const int32_t *first;  /* host, [n_tok] never falling, or NULL: query i sees keys j >= first[i] only; then
                               window is 0 (a window of positions over a list that has gaps in them) */
+    float *runs;           /* NULL, or where the query looked: host, [n_head][entries * KVF_BLOCK / KVF_ATTN_RUN], the
+                              sums of exp(s_j - lse) over runs of KVF_ATTN_RUN places. Only where the backend has
+                              attn_runs, of one query (n_tok is 1), with lse */
 } kvf_attn_args;
 
 /* Where attention went: with s_ij and the visibility of attn, and lse [n_tok][n_head] an INPUT (of the
@@ -266,6 +270,7 @@ typedef struct kvf_backend_ops {
     uint32_t abi;     /* KVF_BACKEND_ABI */
     const char *name; /* "cpu" */
     bool host_memory; /* what alloc gives the host may read and write itself */
+    bool attn_runs;   /* attn fills kvf_attn_args.runs */
 
     void (*close)(kvf_backend *b);
 

@@ -46,6 +46,7 @@ void kvf_kv_close(kvf_kv *kv)
     kvf_free(kvf_kv_mem(kv), kv->prior);
     kvf_free(kvf_kv_mem(kv), kv->noted);
     kvf_free(kvf_kv_mem(kv), kv->mass_row);
+    kvf_look_release(kv);
     kvf_free(kvf_kv_mem(kv), kv->peak);
     kvf_free(kvf_kv_mem(kv), kv->chosen_block);
     kvf_free(kvf_kv_mem(kv), kv->slots);
@@ -330,10 +331,13 @@ static kvf_status attend_plain(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_erro
     bool evict = a->evict && a->policy && a->policy->ops->evict, track = kv->track && kv->n_gone == 0;
     if (!track && !evict) return kv->backend->ops->attn(kv->backend, &t, err);
     KVF_TRY(kvf_mass_lse(kv, a->n_q, &t.lse, err));
-    KVF_TRY(kv->backend->ops->attn(kv->backend, &t, err));
+    const int64_t *blocks = slots == kv->chosen ? kv->chosen_block : NULL;
+    kvf_look_begin(kv, a->n_q, track); /* not after an eviction: places are not the text's any more */
+    KVF_TRY(kvf_look_attn(kv, &t, blocks, 0, err));
     if (evict) KVF_TRY(kvf_evict_ask(kv, a, &t, err));
-    if (!track) return KVF_OK; /* places are not the text's any more */
-    kvf_kv_note note = { &t, slots == kv->chosen ? kv->chosen_block : NULL, 0, kvf_blocks_for(n_key) };
+    if (!track) return KVF_OK;
+    if (kv->look.on) return kvf_look_end(kv, t.lse, err);
+    kvf_kv_note note = { &t, blocks, 0, kvf_blocks_for(n_key) };
     return kvf_kv_note_mass(kv, &note, err);
 }
 

@@ -186,7 +186,7 @@ void kvf_kv_track(kvf_kv *kv, bool on);
 /* Attention noted per run of KVF_TRACK_TOKENS tokens from token 0; *n runs, NULL if none. Mean over the
  * noted queries, less what the first query of the first chunk gave when that had more than one: heads
  * that look at the text's first or latest tokens whatever is asked say nothing about an answer. */
-#define KVF_TRACK_TOKENS 16
+#define KVF_TRACK_TOKENS KVF_ATTN_RUN
 kvf_status kvf_kv_tracked(kvf_kv *kv, const float **mass, int64_t *n, kvf_error *err);
 
 #endif

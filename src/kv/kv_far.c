@@ -165,60 +165,6 @@ kvf_status kvf_peak_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *e
     return KVF_OK;
 }
 
-/* Attention of query `row` over the list, added to *sums. */
-static kvf_status note_row(kvf_kv *kv, const kvf_kv_note *n, int64_t row, float **sums, int64_t *cap, kvf_error *err)
-{
-    enum { RUNS = KVF_BLOCK / KVF_TRACK_TOKENS };
-    kvf_attn_args one = *n->attn;
-    one.q += row * one.n_head * one.head_dim;
-    one.lse += row * one.n_head;
-    one.q_first += row;
-    one.n_tok = 1;
-    KVF_TRY(kvf_mass_row(kv, n->n_entry * KVF_BLOCK, err));
-    kvf_attn_mass_args a = { .attn = &one, .sum_heads = true, .mass = kv->mass_row };
-    KVF_TRY(kv->backend->ops->attn_mass(kv->backend, &a, err));
-    for (int64_t e = 0; e < n->n_entry; e++) {
-        int64_t run = (n->blocks ? n->blocks[e] : n->first_block + e) * RUNS;
-        void *grown = *sums;
-        KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &grown, cap, run + RUNS, sizeof(float), err));
-        *sums = grown;
-        if (run + RUNS > kv->n_mass) kv->n_mass = run + RUNS;
-        for (int i = 0; i < KVF_BLOCK; i++) (*sums)[run + i / KVF_TRACK_TOKENS] += kv->mass_row[e * KVF_BLOCK + i];
-    }
-    return KVF_OK;
-}
-
-kvf_status kvf_kv_note_mass(kvf_kv *kv, const kvf_kv_note *n, kvf_error *err)
-{
-    int64_t rows = n->attn->n_tok;
-    KVF_TRY(note_row(kv, n, rows - 1, &kv->mass, &kv->cap_mass, err));
-    return rows > 1 && kv->n_last == 0 ? note_row(kv, n, 0, &kv->prior, &kv->cap_prior, err) : KVF_OK;
-}
-
-void kvf_kv_track(kvf_kv *kv, bool on)
-{
-    kv->track = on;
-    kv->n_mass = kv->n_last = 0;
-    if (kv->mass) memset(kv->mass, 0, (size_t)kv->cap_mass * sizeof *kv->mass);
-    if (kv->prior) memset(kv->prior, 0, (size_t)kv->cap_prior * sizeof *kv->prior);
-}
-
-kvf_status kvf_kv_tracked(kvf_kv *kv, const float **mass, int64_t *n, kvf_error *err)
-{
-    *mass = NULL;
-    *n = kv->n_last > 0 ? kv->n_mass : 0;
-    if (*n == 0) return KVF_OK;
-    void *out = kv->noted;
-    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &out, &kv->cap_noted, *n, sizeof(float), err));
-    kv->noted = out;
-    for (int64_t i = 0; i < *n; i++) {
-        float x = i < kv->cap_mass ? kv->mass[i] / (float)kv->n_last : 0, before = i < kv->cap_prior ? kv->prior[i] : 0;
-        kv->noted[i] = x > before ? x - before : 0;
-    }
-    *mass = kv->noted;
-    return KVF_OK;
-}
-
 /* ---- The three parts ------------------------------------------------------------------------- */
 
 /* One attention call of the layer: what differs between its parts. */
@@ -250,7 +196,7 @@ static kvf_status attend_window(part *p, kvf_error *err)
     p->t.n_key = end - base;
     p->t.q_first = p->t.n_key - a->n_q;
     p->t.window = a->window > 0 ? a->window : kv->far->m.window;
-    return kv->backend->ops->attn(kv->backend, &p->t, err);
+    return kvf_look_attn(kv, &p->t, NULL, p->first_block, err);
 }
 
 /* The list is set and fetched: the call reads it, into o2. */
@@ -272,7 +218,7 @@ static void aim_at_list(part *p)
 static kvf_status attend_list(part *p, kvf_error *err)
 {
     aim_at_list(p);
-    return p->kv->backend->ops->attn(p->kv->backend, &p->t, err);
+    return kvf_look_attn(p->kv, &p->t, p->kv->far->list.blocks, 0, err);
 }
 
 static kvf_status merge(part *p, kvf_error *err)
@@ -396,7 +342,8 @@ static kvf_status score_window(part *window, kvf_error *err)
     return kvf_far_score(kv, window->a->layer, kv->mass_row, window->first_block, n_entry, err);
 }
 
-/* Which keys did the last query look at? With the final lse, once more over each list. */
+/* Which keys did the last query look at? With the final lse, once more over each list: where the calls themselves
+ * did not say. */
 static kvf_status note_all(part *window, part *near, bool has_near, const kvf_lookup *l, kvf_error *err)
 {
     kvf_kv *kv = window->kv;
@@ -451,6 +398,7 @@ kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *er
     if (a->window == 0) kvf_stream_unnote(kv, a->layer);
     KVF_TRY(kvf_far_rows(kv, a->n_q, err));
     part window = begin_part(kv, a), near = window;
+    kvf_look_begin(kv, a->n_q, kv->track);
     KVF_TRY(attend_window(&window, err));
     kvf_lookup l = { .kv = kv, .a = a, .lse = f->lse, .unit0 = f->m.init / f->m.unit, .n_past = kv->n_key };
     bool has_near = false;
@@ -468,6 +416,6 @@ kvf_status kvf_far_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *er
     }
     if (f->reps && a->window == 0) KVF_TRY(score_window(&window, err));
     if (a->mass) KVF_TRY(add_mass(&window, &near, err));
-    if (kv->track) KVF_TRY(note_all(&window, &near, has_near, &l, err));
+    if (kv->track) KVF_TRY(kv->look.on ? kvf_look_end(kv, f->lse, err) : note_all(&window, &near, has_near, &l, err));
     return a->window == 0 ? kvf_stream_ahead(kv, a->layer, err) : KVF_OK;
 }

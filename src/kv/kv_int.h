@@ -107,6 +107,21 @@ typedef struct kvf_far {
     int64_t cap_vote;
 } kvf_far;
 
+/* Where one query looked, call of attention by call, until the last is merged. */
+typedef struct kvf_look_call {
+    int64_t run, block, n_entry; /* its first of kvf_look.runs and block; entries of its list */
+    int32_t head0, head1;        /* query heads it computed */
+} kvf_look_call;
+
+typedef struct kvf_look {
+    bool on;
+    kvf_look_call *call;
+    float *runs;    /* of each call [n_head][n_entry][KVF_BLOCK / KVF_ATTN_RUN] */
+    int64_t *block; /* of each call [n_entry] */
+    float *lse;     /* host, [n_call + 1][n_head]: the last are those of all calls together */
+    int64_t n_call, cap_call, n_run, cap_run, n_block, cap_block, cap_lse;
+} kvf_look;
+
 struct kvf_kv {
     kvf_pool *pool;
     kvf_backend *backend;
@@ -141,6 +156,7 @@ struct kvf_kv {
     int64_t cap_peak;
     float *mass_lse;  /* backend memory [cap_mass_lse][n_head] (a plain sequence) */
     int64_t cap_mass_lse;
+    kvf_look look;
 };
 
 static inline int64_t kvf_blocks_for(int64_t n_tok) { return (n_tok + KVF_BLOCK - 1) >> KVF_BLOCK_SHIFT; }
@@ -273,6 +289,12 @@ typedef struct kvf_kv_note {
     int64_t first_block, n_entry;
 } kvf_kv_note;
 kvf_status kvf_kv_note_mass(kvf_kv *kv, const kvf_kv_note *n, kvf_error *err);
+/* The same of a layer's one query by its calls of attention (look.on says whether): begin, look_attn for every call,
+ * with the blocks of its list (NULL: first_block on), end with the lse of them all, backend memory. */
+void kvf_look_begin(kvf_kv *kv, int64_t n_q, bool track);
+kvf_status kvf_look_attn(kvf_kv *kv, kvf_attn_args *t, const int64_t *blocks, int64_t first_block, kvf_error *err);
+kvf_status kvf_look_end(kvf_kv *kv, const float *lse, kvf_error *err);
+void kvf_look_release(kvf_kv *kv);
 kvf_status kvf_mass_lse(kvf_kv *kv, int64_t n_q, float **lse, kvf_error *err);
 kvf_status kvf_list_reserve(kvf_kv *kv, int64_t n, kvf_error *err);
 kvf_status kvf_far_rows(kvf_kv *kv, int64_t n, kvf_error *err); /* o2, lse, lse2 for n queries */

@@ -90,9 +90,11 @@ kvf_status kvf_order_attend(kvf_kv *kv, const kvf_kv_attend_args *a, kvf_error *
     if (a->mass || kv->track) KVF_TRY(kvf_mass_lse(kv, a->n_q, &t.lse, err));
     kv->count.n_block_seen += kvf_blocks_for(kv->n_key + a->n_tok);
     kv->count.n_block_read += kvf_blocks_for(o->n);
-    KVF_TRY(kv->backend->ops->attn(kv->backend, &t, err));
+    kvf_look_begin(kv, a->n_q, kv->track && !kv->order);
+    KVF_TRY(kvf_look_attn(kv, &t, NULL, 0, err));
     if (a->mass) KVF_TRY(add_mass(kv, a, &t, err));
     if (!kv->track || kv->order) return KVF_OK;
+    if (kv->look.on) return kvf_look_end(kv, t.lse, err);
     kvf_kv_note note = { &t, NULL, 0, kvf_blocks_for(t.n_key) }; /* places are the text's */
     return kvf_kv_note_mass(kv, &note, err);
 }

@@ -1,6 +1,7 @@
 /* test_mass.c - attn_mass together with attn: whose lse it takes. At every level, the shares of a list
  * sum to the number of queries, those of lists that were merged too; holes (NaN) and heads that were not
- * asked for stay as they are. test_votes.c holds the shares of single keys to the formula.
+ * asked for stay as they are; and what attn itself says about one query (runs) is the same. test_votes.c holds
+ * the shares of single keys to the formula.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
@@ -210,6 +211,71 @@ static void sums_of_parts(kvf_backend *b, world *w, bool bf16)
 }
 
 Test(mass, shares_of_merged_lists_sum_to_the_number_of_queries) { each(sums_of_parts); }
+
+enum { RUN = KVF_ATTN_RUN, RUNS = KEYS / RUN };
+
+/* Sums of runs of one query beside o and lse, which stay the same bits: all heads, or those of KV heads h0..h1. */
+static void runs_of(kvf_backend *b, world *w, int32_t h0, int32_t h1)
+{
+    size_t n = (size_t)(w->a.n_head * w->a.head_dim), n_head = (size_t)w->a.n_head;
+    float *o = get(n * sizeof(float)), *lse = get(n_head * sizeof(float)), *runs = get(n_head * RUNS * sizeof(float));
+    int64_t entries = (w->a.n_key + KVF_BLOCK - 1) / KVF_BLOCK, width = entries * (KVF_BLOCK / RUN);
+    int32_t group = w->a.n_head / w->a.n_head_kv;
+    w->a.head_kv0 = h0;
+    w->a.head_kv1 = h1;
+    for (size_t i = 0; i < n; i++) w->o[i] = 0.25f;
+    for (size_t i = 0; i < n_head; i++) w->lse[i] = 0.25f;
+    for (size_t i = 0; i < n_head * RUNS; i++) runs[i] = 0.25f;
+    attend(b, w);
+    memcpy(o, w->o, n * sizeof(float));
+    memcpy(lse, w->lse, n_head * sizeof(float));
+    w->a.runs = runs;
+    attend(b, w);
+    w->a.runs = NULL;
+    cr_assert_eq(memcmp(o, w->o, n * sizeof(float)), 0);
+    cr_assert_eq(memcmp(lse, w->lse, n_head * sizeof(float)), 0);
+    memset(w->mass, 0, n_head * KEYS * sizeof(float));
+    add_mass(b, w, false);
+    for (int32_t h = 0; h < w->a.n_head; h++) {
+        bool asked = h1 == 0 || (h / group >= h0 && h / group < h1);
+        for (int64_t r = 0; r < width; r++) {
+            double want = 0;
+            for (int64_t j = r * RUN; j < (r + 1) * RUN; j++) want += (double)w->mass[h * entries * KVF_BLOCK + j];
+            float got = runs[h * width + r];
+            if (asked)
+                cr_assert(fabs((double)got - want) <= 1e-6 + 1e-3 * want, "head %d run %d: %g, not %g", (int)h, (int)r,
+                          (double)got, want);
+            else
+                cr_assert(got == 0.25f);
+        }
+    }
+    kvf_free(&kvf_mem_default, o);
+    kvf_free(&kvf_mem_default, lse);
+    kvf_free(&kvf_mem_default, runs);
+}
+
+static void runs_of_one_query(kvf_backend *b, world *w, bool bf16)
+{
+    (void)bf16;
+    float runs[1];
+    cr_assert(b->ops->attn_runs);
+    if (w->a.n_tok > 1) {
+        w->a.runs = runs;
+        cr_assert_eq(b->ops->attn(b, &w->a, &err), KVF_ERR_INTERNAL);
+        w->a.runs = NULL;
+    }
+    w->a.n_tok = 1;
+    runs_of(b, w, 0, 0);
+    runs_of(b, w, w->a.n_head_kv / 2, w->a.n_head_kv / 2 + (w->a.n_head_kv + 3) / 4);
+    w->a.n_key = 3 * KVF_BLOCK - 5; /* too short to split */
+    w->a.q_first = w->a.n_key - 1;
+    w->a.window = 0;
+    runs_of(b, w, 0, 0);
+    w->a.q_first = 20; /* the later blocks are not seen */
+    runs_of(b, w, 0, 0);
+}
+
+Test(mass, one_query_says_where_it_looked) { each(runs_of_one_query); }
 
 /* Only the heads asked for get anything, and that is what they get with all heads. */
 static void some_heads(kvf_backend *b, world *w, bool bf16)

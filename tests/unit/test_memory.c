@@ -477,3 +477,51 @@ Test(memory, noted_attention_is_all_of_the_last_query)
     kvf_pool_close(pool);
     run_close(&r);
 }
+
+/* What the calls of attention say themselves and what a second look over their lists finds: the same. */
+static void two_ways_to_note(int32_t n_set, int64_t n_prompt, float *mass, int64_t *n)
+{
+    enum { N = 500 };
+    kvf_dims dims = { LAYERS, 4, 2, DIM };
+    kvf_memory m = memory_of(64, 140, 32, n_set, dims);
+    run r = { .dims = dims, .m = m, .how = CHOOSE_SOME, .n = N, .step = 20, .rotate = true };
+    run_open(&r, 3);
+    kvf_pool *pool = open_pool(&r, 4096);
+    kvf_kv *kv = open_kv(&r, pool);
+    chooser c = make_chooser(&r);
+    feed(&r, kv, &c, 0, N - 5 - n_prompt);
+    kvf_kv_track(kv, true);
+    feed(&r, kv, &c, N - 5 - n_prompt, N - 5); /* its first query is taken off */
+    r.step = 1;
+    feed(&r, kv, &c, N - 5, N);
+    const float *noted;
+    cr_assert_eq(kvf_kv_tracked(kv, &noted, n, &err), KVF_OK);
+    cr_assert(*n > 0 && *n <= N / KVF_TRACK_TOKENS + KVF_BLOCK);
+    memcpy(mass, noted, (size_t)*n * sizeof *mass);
+    kvf_kv_close(kv);
+    kvf_pool_close(pool);
+    run_close(&r);
+}
+
+Test(memory, calls_say_themselves_where_a_query_looked)
+{
+    static float by_calls[1024], again[1024];
+    const kvf_backend_ops *own = backend->ops;
+    kvf_backend_ops without = *own;
+    without.attn_runs = false;
+    for (int turn = 0; turn < 4; turn++) {
+        int64_t n, n_again;
+        two_ways_to_note(1 + turn % 2, turn < 2 ? 0 : 7, by_calls, &n);
+        backend->ops = &without;
+        two_ways_to_note(1 + turn % 2, turn < 2 ? 0 : 7, again, &n_again);
+        backend->ops = own;
+        cr_assert_eq(n, n_again);
+        double most = 0;
+        for (int64_t i = 0; i < n; i++) {
+            cr_assert_float_eq(by_calls[i], again[i], 1e-5 + 1e-4 * (double)again[i], "sets %d, run %d: %g, not %g",
+                               1 + turn % 2, (int)i, (double)by_calls[i], (double)again[i]);
+            if ((double)again[i] > most) most = (double)again[i];
+        }
+        cr_assert_gt(most, 0.1);
+    }
+}

@@ -28,6 +28,7 @@ typedef struct decode {
     float *q;      /* [n_lanes][width][VF_LANES], of which width / per vectors are used */
     float *o;      /* [n_row up to whole PV_ROWS][width] */
     lanes *w;      /* [n_lanes] */
+    float *top;    /* with runs: [blocks of the list][n_lanes][VF_LANES], m when the block's p were made */
 } decode;
 
 /* Lane of a row within a score vector: with pairs, 4 lanes are rows a b of key 0, a b of key 1. */
@@ -180,6 +181,49 @@ static void softmax_lanes(lanes *w, float *s, int i0, int i1, int per, bool mask
         softmax_body(w, s, n, i0, i1, 1, false, softmax_top(w, s, n, i0, i1, 1, false, 0.0f));
 }
 
+/* p of the block, keys k0..k1, summed over runs: still by the m of now. */
+static void block_runs(const decode *f, int per, int64_t b, int k0, int k1)
+{
+    for (int64_t x = 0; x < f->n_lanes; x++) {
+        const float *s = f->s + x * KVF_BLOCK * VF_LANES;
+        int64_t row0 = x * VF_LANES / per, n = f->n_row - row0 < VF_LANES / per ? f->n_row - row0 : VF_LANES / per;
+        vf_store(f->top + (b * f->n_lanes + x) * VF_LANES, vf_load(f->w[x].m));
+        for (int r = k0 / KVF_ATTN_RUN; r * KVF_ATTN_RUN < k1; r++) {
+            int first = r * KVF_ATTN_RUN, end = first + KVF_ATTN_RUN;
+            float sum[VF_LANES];
+            if (first < k0) first = k0;
+            if (end > k1) end = k1;
+            vf total = vf_zero();
+            for (int i = first / per; i < (end + per - 1) / per; i++) total = vf_add(total, vf_load(s + i * VF_LANES));
+            vf_store(sum, total);
+            for (int64_t i = 0; i < n; i++) {
+                int lane = score_lane(per, (int)i);
+                float *to = kvf_attn_runs(f->p->a, f->p->head_kv, row0 + i) + b * KVF_BLOCK_RUNS + r;
+                *to = per == 2 ? sum[lane] + sum[lane + 2] : sum[lane];
+            }
+        }
+    }
+}
+
+/* Those sums of blocks first..end, each by the m of its time, become shares by the lse of the part. */
+static void runs_finish(const decode *f, int64_t first, int64_t end)
+{
+    int64_t rows = VF_LANES / f->per; /* of a lane vector */
+    for (int64_t x = 0; x < f->n_lanes; x++) {
+        vf l = vf_load(f->w[x].l), m = vf_load(f->w[x].m);
+        if (f->per == 2) l = vf_add(l, vf_swap_pairs(l));
+        vf inverse = vf_select(vf_lt(vf_zero(), l), vf_div(vf_set1(1.0f), l), vf_zero());
+        for (int64_t b = first; b < end; b++) {
+            float share[VF_LANES];
+            vf_store(share, vf_mul(vf_exp2_neg(vf_sub(vf_load(f->top + (b * f->n_lanes + x) * VF_LANES), m)), inverse));
+            for (int64_t row = x * rows; row < (x + 1) * rows && row < f->n_row; row++) {
+                float *runs = kvf_attn_runs(f->p->a, f->p->head_kv, row) + b * KVF_BLOCK_RUNS;
+                for (int r = 0; r < KVF_BLOCK_RUNS; r++) runs[r] *= share[score_lane(f->per, (int)(row % rows))];
+            }
+        }
+    }
+}
+
 KVF_INLINE void decode_block(const decode *f, int per, int64_t b, int64_t end)
 {
     const kvf_attn_args *a = f->p->a;
@@ -194,6 +238,7 @@ KVF_INLINE void decode_block(const decode *f, int per, int64_t b, int64_t end)
     for (int64_t x = 0; x < f->n_lanes; x++)
         softmax_lanes(f->w + x, f->s + x * KVF_BLOCK * VF_LANES, k0 / per, (k1 + per - 1) / per, per, masked,
                       a->softcap);
+    if (a->runs) block_runs(f, per, b, k0, k1);
     values in = {
         .v = v, .next = base + KVF_BLOCK < end ? kvf_attn_k(a, f->p->head_kv, b + 1) : v, .k0 = k0, .k1 = k1
     };
@@ -209,16 +254,17 @@ static size_t decode_layout(decode *f, const kvf_attn_args *a, int64_t n_tok, vo
     f->n_lanes = f->per == 2 ? 1 : (int)((n_row + VF_LANES - 1) / VF_LANES);
     f->width = (int64_t)round_up(d, VF_LANES);
     size_t n_lanes = (size_t)f->n_lanes,
-           at[5] = { KEYS * (size_t)f->width, n_lanes * KVF_BLOCK * VF_LANES,
+           blocks = a->runs ? round_up((size_t)a->n_key, KVF_BLOCK) / KVF_BLOCK : 0,
+           at[6] = { KEYS * (size_t)f->width, n_lanes * KVF_BLOCK * VF_LANES,
                      n_lanes * VF_LANES * (size_t)f->width, round_up(n_row, PV_ROWS) * (size_t)f->width,
-                     n_lanes * sizeof(lanes) / sizeof(float) };
+                     blocks * n_lanes * VF_LANES, n_lanes * sizeof(lanes) / sizeof(float) };
     float *base = scratch;
     size_t n = 0;
-    float **part[4] = { &f->k, &f->s, &f->q, &f->o };
-    for (int i = 0; i < 4; n += at[i], i++)
+    float **part[5] = { &f->k, &f->s, &f->q, &f->o, &f->top };
+    for (int i = 0; i < 5; n += at[i], i++)
         if (base) *part[i] = base + n;
     if (base) f->w = (lanes *)(void *)(base + n);
-    return (n + at[4]) * sizeof(float);
+    return (n + at[5]) * sizeof(float);
 }
 
 /* Scaled queries: vector i of a lane vector holds dim i (per 1) or dims 2i, 2i + 1 (per 2). */
@@ -245,12 +291,17 @@ static void attn_decode(const kvf_attn_part *p)
     decode_layout(&f, p->a, p->tok1 - p->tok0, p->scratch);
     decode_queries(&f);
     int64_t first = kvf_attn_visible(p, p->tok0).first, end = kvf_attn_visible(p, p->tok1 - 1).end;
+    int64_t block0 = first >> KVF_BLOCK_SHIFT, block1 = (end + KVF_BLOCK - 1) >> KVF_BLOCK_SHIFT;
+    /* Blocks that are all hole are passed over, and their sums are 0. */
+    for (int64_t i = block0 * f.n_lanes; p->a->runs && i < block1 * f.n_lanes; i++)
+        vf_store(f.top + i * VF_LANES, vf_set1(-FLT_MAX));
     for (int64_t b = first >> KVF_BLOCK_SHIFT; b << KVF_BLOCK_SHIFT < end; b++) {
         if (f.per == 2)
             decode_block(&f, 2, b, end);
         else
             decode_block(&f, 1, b, end);
     }
+    if (p->a->runs) runs_finish(&f, block0, block1);
     int32_t group = kvf_attn_group(p->a);
     for (int64_t row = 0; row < f.n_row; row++) {
         int64_t tok = p->tok0 + row / group;

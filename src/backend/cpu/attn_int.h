@@ -84,4 +84,14 @@ static inline float *kvf_attn_lse(const kvf_attn_part *p, int64_t tok, int32_t g
     return a->lse ? a->lse + tok * a->n_head + p->head_kv * group + g : NULL;
 }
 
+enum { KVF_BLOCK_RUNS = KVF_BLOCK / KVF_ATTN_RUN };
+
+/* Sums of head g of the group (kvf_attn_args.runs), of the whole list; a split fills those of its keys, by its
+ * own lse. */
+static inline float *kvf_attn_runs(const kvf_attn_args *a, int32_t head_kv, int64_t g)
+{
+    int64_t entries = (a->n_key + KVF_BLOCK - 1) / KVF_BLOCK;
+    return a->runs + (head_kv * kvf_attn_group(a) + g) * entries * KVF_BLOCK_RUNS;
+}
+
 #endif

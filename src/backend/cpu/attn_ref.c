@@ -60,6 +60,7 @@ static void attn_row(const kvf_attn_part *p, int64_t tok, int32_t g)
         v += (j & (KVF_BLOCK - 1)) * a->head_dim;
         double w = exp(s[j - r.first] - lse);
         for (int32_t i = 0; i < a->head_dim; i++) acc[i] += w * (double)kvf_f32_from_f16(v[i]);
+        if (a->runs) kvf_attn_runs(a, p->head_kv, g)[j / KVF_ATTN_RUN] += (float)w;
     }
     for (int32_t i = 0; i < a->head_dim; i++) o[i] = (float)acc[i];
     if (lse_out) *lse_out = (float)lse;

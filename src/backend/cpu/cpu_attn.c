@@ -2,8 +2,10 @@
  * keys and KV heads, whose partial results are merged by lse in a fixed order.
  *
  * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
 #include <string.h>
 
+#include "backend/cpu/attn_int.h"
 #include "backend/cpu/cpu_backend_int.h"
 
 typedef kvf_cpu_backend cpu_backend;
@@ -55,6 +57,15 @@ static void attn_part_decode(void *arg, int64_t part, int32_t worker)
     t->c->ops.attn_decode(&p);
 }
 
+/* Sums of one head over a split's keys, from shares of the split to shares of all. */
+static void scale_runs(const attn_task *t, float *runs, int64_t split, float lse, float all)
+{
+    int64_t first = t->key0 + split * t->keys_per_split, end = first + t->keys_per_split;
+    float share = lse > -INFINITY ? expf(lse - all) : 0.0f;
+    if (end > t->a->n_key) end = t->a->n_key;
+    for (int64_t i = first / KVF_ATTN_RUN; i < (end + KVF_ATTN_RUN - 1) / KVF_ATTN_RUN; i++) runs[i] *= share;
+}
+
 /* Join the splits of every (KV head, token, query head) row into a->o and a->lse. */
 static void merge_splits(const attn_task *t)
 {
@@ -63,11 +74,15 @@ static void merge_splits(const attn_task *t)
     for (int64_t h = 0; h < t->n_head_kv; h++) {
         float *o = t->o + h * t->n_split * rows * d, *lse = t->lse + h * t->n_split * rows;
         for (int64_t r = 0; r < rows; r++) {
+            float own = lse[r]; /* of split 0, which takes the others in */
             for (int64_t s = 1; s < t->n_split; s++)
                 t->c->ops.lse_merge(o + r * d, lse + r, o + (s * rows + r) * d, lse + s * rows + r, a->head_dim);
             int64_t row = (r / group) * a->n_head + (t->head0 + h) * group + r % group;
             memcpy(a->o + row * d, o + r * d, (size_t)d * sizeof(float));
             if (a->lse) a->lse[row] = lse[r];
+            float *runs = a->runs ? kvf_attn_runs(a, (int32_t)(t->head0 + h), r) : NULL;
+            for (int64_t s = 0; runs && s < t->n_split; s++)
+                scale_runs(t, runs, s, s == 0 ? own : lse[s * rows + r], lse[r]);
         }
     }
 }
@@ -75,6 +90,8 @@ static void merge_splits(const attn_task *t)
 static kvf_status attn_decode(cpu_backend *c, const kvf_attn_args *a, kvf_error *err)
 {
     attn_task t = attn_task_for(c, a);
+    float *runs = a->runs ? kvf_attn_runs(a, t.head0, 0) : NULL;
+    if (runs) memset(runs, 0, (size_t)(kvf_attn_runs(a, t.head0 + t.n_head_kv, 0) - runs) * sizeof *runs);
     /* Keys before the first query's window are not even looked at. */
     int64_t q_first = a->place ? a->place[0] : a->q_first;
     if (a->window > 0 && q_first - a->window + 1 > 0) t.key0 = (q_first - a->window + 1) / KVF_BLOCK * KVF_BLOCK;
@@ -106,6 +123,8 @@ kvf_status kvf_cpu_op_attn(kvf_backend *b, const kvf_attn_args *a, kvf_error *er
 {
     cpu_backend *c = kvf_cpu_self(b);
     if (a->n_tok <= 0) return KVF_OK;
+    if (a->runs && (a->n_tok != 1 || !a->lse))
+        return kvf_fail(err, KVF_ERR_INTERNAL, "sums of runs of %lld queries", (long long)a->n_tok);
     if (a->n_tok <= c->ops.attn_decode_max) {
         c->ran_attn_decode = c->ops.attn_decode_name;
         return attn_decode(c, a, err);

@@ -468,7 +468,7 @@ static void op_close(kvf_backend *b)
 }
 
 static const kvf_backend_ops cpu_table = {
-    .host_memory = true,
+    .host_memory = true, .attn_runs = true,
     .abi = KVF_BACKEND_ABI, .name = "cpu", .close = op_close,
     .alloc = op_alloc, .release = op_release, .upload = op_copy, .download = op_copy, .copy = op_copy, .sync = op_sync,
     .weight_init = op_weight_init,
