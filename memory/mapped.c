@@ -1,4 +1,4 @@
-/* mapped.c - where LMDB has mapped the file, and pages of it let go of.
+/* mapped.c - where LMDB has mapped the file, pages of it let go of, and bytes of it read past the map.
  *
  * LMDB does not say where its map is, and the library must not advise the kernel about a range it only
  * guesses: a rounding too far would throw away somebody else's memory. The kernel's own list of maps says it;
@@ -6,10 +6,12 @@
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "memory/store_int.h"
 
@@ -46,9 +48,36 @@ void kvf_mapped_find(kvf_env *e)
     if (e->map_at) madvise(e->map_at, e->map_bytes, MADV_NOHUGEPAGE);
 }
 
+static bool inside(const kvf_env *e, const uint8_t *p, size_t n)
+{
+    return e->mdb && e->map_at && p >= e->map_at && n <= e->map_bytes && (size_t)(p - e->map_at) <= e->map_bytes - n;
+}
+
+kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *dst, kvf_error *err)
+{
+    int fd;
+    if (!inside(e, p, n) || mdb_env_get_fd(e->mdb, &fd)) {
+        memcpy(dst, p, n);
+        return KVF_OK;
+    }
+    off_t at = p - e->map_at;
+    for (size_t done = 0; done < n;) {
+        ssize_t got = pread(fd, (uint8_t *)dst + done, n - done, at + (off_t)done);
+        if (got < 0 && errno == EINTR) continue;
+        if (got == 0)
+            return kvf_fail(err, KVF_ERR_FORMAT,
+                            "store '%s' is damaged: its file is cut off; remove the store and read the documents again",
+                            e->folder);
+        if (got < 0)
+            return kvf_fail(err, KVF_ERR_IO, "store '%s' cannot be read: %s; check the disk", e->folder, strerror(errno));
+        done += (size_t)got;
+    }
+    return KVF_OK;
+}
+
 void kvf_mapped_let_go(const kvf_env *e, const uint8_t *p, size_t n)
 {
-    if (!e->mdb || !e->map_at || p < e->map_at || n > e->map_bytes || (size_t)(p - e->map_at) > e->map_bytes - n) return;
+    if (!inside(e, p, n)) return;
     uintptr_t low = (uintptr_t)e->map_at, high = low + e->map_bytes;
     uintptr_t from = (uintptr_t)p & ~(AROUND - 1), to = ((uintptr_t)p + n + AROUND - 1) & ~(AROUND - 1);
     if (from < low) from = low;

@@ -86,6 +86,8 @@ size_t kvf_env_file_bytes(const kvf_env *e);
 /* mapped.c: find the map after it was made or moved; unmap pages of it that were copied out (holding the map). */
 void kvf_mapped_find(kvf_env *e);
 void kvf_mapped_let_go(const kvf_env *e, const uint8_t *p, size_t n);
+/* n bytes of the map at p, by a read of the file where its map is known: no page of it becomes this process's. */
+kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *dst, kvf_error *err);
 
 /* ---- doc.c ---- */
 /* *found false and KVF_OK: not there. */
@@ -123,7 +125,13 @@ struct kvf_store_tier {
     int64_t n_group, cap_group, cap_seen;
     uint8_t *seen;    /* [n_group * n_layer] digests verified */
     int32_t n_hold;
-    size_t handed;    /* bytes of digests handed out since pages were let go of */
+    void *raw;        /* [cap_raw] a block as it is stored */
+    int64_t cap_raw;
+    size_t value_bytes; /* of digests of a group and layer, the most so far */
+    size_t handed;    /* bytes of digests that lookups went through since pages were let go of */
+    int32_t n_found;  /* values of blocks looked up since then */
+    MDB_val *place;   /* [n_group * n_layer] where they are, in this transaction and map; mv_data NULL: not known */
+    int64_t cap_place;
 };
 /* An empty tier of this name; add groups to it in order. */
 kvf_status kvf_tier_make(kvf_store_tier **out, kvf_store *st, const kvf_key *name, kvf_error *err);

@@ -2,11 +2,10 @@
  *
  * A tier keeps a read transaction open, so that nothing it can see is overwritten, whoever writes. While
  * the map moves (another handle writes and needs more room) that transaction rests; hold() keeps the map
- * where it is. A value's pages are asked for before they are read: the map itself is told not to read ahead.
- * A block's pages are let go of once it is copied out: the pool has it now, and a process that counted the
- * same bytes twice would grow by the length of the document. They stay in the page cache. Digests are read in
- * place, by every lookup; all pages are let go of after lookups through HANDED_MAX bytes of them, so that the
- * index of 1M tokens (1 GB, and twice that in pages mapped around it) does not become resident as a whole.
+ * where it is. Blocks are read past the map: the pool has them then, and pages of the map would be counted as
+ * this process's too, fault by fault. They stay in the page cache; those of LMDB's tree are let go of now and
+ * then. Digests are read in place, by every lookup; where a text has more than HANDED_MAX bytes of them, all
+ * pages are let go of after lookups through as many, so that the index of 1M tokens (1 GB, and twice that in pages mapped around it) does not become resident as a whole.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
@@ -17,7 +16,9 @@
 #include "memory/store_int.h"
 
 #define ASK_FROM 32768 /* bytes: below, a page fault's own neighbours are enough */
-#define HANDED_MAX ((size_t)128 << 20) /* bytes of digests handed out before their pages are let go of */
+#define HEAD_MAX (KVF_HEAD_BYTES + KVF_GROUP_BLOCKS * KVF_SUM_BYTES) /* of a value of blocks: head and sums */
+#define HANDED_MAX ((size_t)192 << 20) /* bytes of digests that may stay mapped: of 160K tokens of the 0.5B model */
+#define FOUND_MAX 256 /* values looked up before the pages of LMDB's tree are let go of */
 
 static kvf_status lost(const kvf_store_tier *t, kvf_error *err)
 {
@@ -44,6 +45,14 @@ static void ask_for(const uint8_t *p, size_t n)
     if (n >= ASK_FROM) madvise((void *)(uintptr_t)(p - (at - first)), at - first + n, MADV_WILLNEED);
 }
 
+/* Of all pages, which come back as they are used. Caller is inside. */
+static void let_go(kvf_store_tier *t)
+{
+    kvf_mapped_let_go(t->st->env, t->st->env->map_at, t->st->env->map_bytes);
+    t->handed = 0;
+    t->n_found = 0;
+}
+
 static int64_t group_tokens(const kvf_store_tier *t, int64_t group)
 {
     int64_t n = t->base.n_token - group * KVF_GROUP_TOKENS;
@@ -64,32 +73,59 @@ static kvf_status value_of(kvf_store_tier *t, kvf_db db, int32_t layer, int64_t 
                     t->st->env->folder, layer, (long long)group * KVF_GROUP_TOKENS);
 }
 
+/* A value of blocks, where it was found before while the transaction is the same: looking it up goes through pages
+ * of LMDB's tree. Caller is inside. */
+static kvf_status blocks_of(kvf_store_tier *t, int32_t layer, int64_t group, MDB_val *v, kvf_error *err)
+{
+    int64_t n_layer = t->st->meta.shape.n_layer;
+    bool known = layer >= 0 && layer < n_layer && group >= 0 && group < t->n_group;
+    MDB_val *at = known ? &t->place[group * n_layer + layer] : NULL;
+    if (at && at->mv_data) {
+        *v = *at;
+        return KVF_OK;
+    }
+    if (++t->n_found >= FOUND_MAX) let_go(t);
+    KVF_TRY(value_of(t, KVF_DB_BLK, layer, group, v, err));
+    if (at) *at = *v;
+    return KVF_OK;
+}
+
+/* Another transaction, or another map: values are looked up again. */
+static void forget_places(kvf_store_tier *t)
+{
+    if (t->place) memset(t->place, 0, (size_t)(t->n_group * t->st->meta.shape.n_layer) * sizeof *t->place);
+}
+
 static kvf_status read_block(kvf_store_tier *t, int32_t layer, int64_t block, void *dst, kvf_error *err)
 {
     MDB_val v;
     kvf_key key;
     int64_t group = block / KVF_GROUP_BLOCKS, i = block % KVF_GROUP_BLOCKS;
-    KVF_TRY(value_of(t, KVF_DB_BLK, layer, group, &v, err));
+    KVF_TRY(blocks_of(t, layer, group, &v, err));
     kvf_head h = kvf_blocks_head(t->st, layer, group_tokens(t, group));
     if (i >= h.n_item) return kvf_fail(err, KVF_ERR_INTERNAL, "block %lld is not in the tier", (long long)block);
     kvf_key_layer(&key, t->groups[group], layer);
-    KVF_TRY(kvf_head_check(v.mv_data, v.mv_size, &h, &key, false, err));
+    uint8_t head[HEAD_MAX];
+    size_t n_head = kvf_value_at(&h, 0);
+    if (n_head > sizeof head) return kvf_fail(err, KVF_ERR_INTERNAL, "a group of %lld blocks", (long long)h.n_item);
+    KVF_TRY(kvf_mapped_read(t->st->env, v.mv_data, v.mv_size < n_head ? v.mv_size : n_head, head, err));
+    KVF_TRY(kvf_head_check(head, v.mv_size, &h, &key, false, err));
     const uint8_t *from = (const uint8_t *)v.mv_data + kvf_value_at(&h, i);
-    ask_for(from, h.item_bytes);
     kvf_block_codec codec = kvf_store_codec(t->st);
-    kvf_hash sum;
-    if (codec.codec == KVF_CODEC_F16) {
-        memcpy(dst, from, h.item_bytes);
-        sum = kvf_hash_bytes(dst, h.item_bytes, (kvf_hash){ 0, 0 });
-    } else {
-        sum = kvf_hash_bytes(from, h.item_bytes, (kvf_hash){ 0, 0 });
-        kvf_codec_decode(&codec, from, dst);
+    void *raw = dst;
+    if (codec.codec != KVF_CODEC_F16) {
+        raw = t->raw;
+        KVF_TRY(kvf_reserve(&t->st->mem, &raw, &t->cap_raw, (int64_t)h.item_bytes, 1, err));
+        t->raw = raw;
     }
-    bool whole = kvf_hash_same(sum, kvf_sum_get(v.mv_data, i));
-    kvf_mapped_let_go(t->st->env, v.mv_data, (size_t)(from - (const uint8_t *)v.mv_data) + h.item_bytes);
-    if (whole) return KVF_OK;
-    return kvf_fail(err, KVF_ERR_FORMAT, "store '%s' is damaged: block %lld of layer %d has a wrong checksum; remove the document and read it again",
-                    t->st->env->folder, (long long)block, layer);
+    KVF_TRY(kvf_mapped_read(t->st->env, from, h.item_bytes, raw, err));
+    if (!kvf_hash_same(kvf_hash_bytes(raw, h.item_bytes, (kvf_hash){ 0, 0 }), kvf_sum_get(head, i)))
+        return kvf_fail(err, KVF_ERR_FORMAT,
+                        "store '%s' is damaged: block %lld of layer %d has a wrong checksum; remove the document and "
+                        "read it again",
+                        t->st->env->folder, (long long)block, layer);
+    if (codec.codec != KVF_CODEC_F16) kvf_codec_decode(&codec, raw, dst);
+    return KVF_OK;
 }
 
 static kvf_status tier_read(kvf_tier *base, int32_t layer, int64_t block, void *dst, kvf_error *err)
@@ -108,7 +144,7 @@ static void tier_expect(kvf_tier *base, int32_t layer, const int64_t *blocks, in
     for (int64_t k = 0; k < n; k++) {
         MDB_val v;
         int64_t group = blocks[k] / KVF_GROUP_BLOCKS, i = blocks[k] % KVF_GROUP_BLOCKS;
-        if (value_of(t, KVF_DB_BLK, layer, group, &v, NULL) < 0) continue;
+        if (blocks_of(t, layer, group, &v, NULL) < 0) continue;
         kvf_head h = kvf_blocks_head(t->st, layer, group_tokens(t, group));
         if (i < 0 || i >= h.n_item || v.mv_size < kvf_value_at(&h, h.n_item)) continue;
         ask_for((const uint8_t *)v.mv_data + kvf_value_at(&h, i), h.item_bytes);
@@ -132,7 +168,7 @@ static kvf_status read_digests(kvf_store_tier *t, int32_t layer, int64_t group, 
         if (((uintptr_t)v.mv_data + KVF_HEAD_BYTES) % 64) return kvf_fail(err, KVF_ERR_FORMAT, "the store is damaged: digests are misplaced; remove the document and read it again");
         t->seen[bit] = 1;
     }
-    t->handed += v.mv_size;
+    if (v.mv_size > t->value_bytes) t->value_bytes = v.mv_size;
     *out = (const uint8_t *)v.mv_data + KVF_HEAD_BYTES;
     return KVF_OK;
 }
@@ -163,10 +199,9 @@ static void tier_unhold(kvf_tier *base)
 {
     kvf_store_tier *t = (kvf_store_tier *)base;
     if (--t->n_hold > 0) return;
-    if (t->handed > HANDED_MAX) {
-        kvf_mapped_let_go(t->st->env, t->st->env->map_at, t->st->env->map_bytes);
-        t->handed = 0;
-    }
+    size_t layer = t->value_bytes * (size_t)t->n_group; /* what a lookup goes through */
+    if (layer * (size_t)t->st->meta.shape.n_layer > HANDED_MAX) t->handed += layer;
+    if (t->handed > HANDED_MAX) let_go(t);
     pthread_rwlock_unlock(&t->st->env->map);
 }
 
@@ -202,11 +237,14 @@ kvf_status kvf_tier_make(kvf_store_tier **out, kvf_store *st, const kvf_key *nam
 
 kvf_status kvf_tier_add(kvf_store_tier *t, kvf_hash group, int64_t n_token, kvf_error *err)
 {
-    void *groups = t->groups, *seen = t->seen;
+    void *groups = t->groups, *seen = t->seen, *place = t->place;
     kvf_status rc = kvf_reserve(&t->st->mem, &groups, &t->cap_group, t->n_group + 1, sizeof *t->groups, err);
     t->groups = groups;
-    if (rc >= 0) rc = kvf_reserve(&t->st->mem, &seen, &t->cap_seen, (t->n_group + 1) * t->st->meta.shape.n_layer, 1, err);
+    int64_t n = (t->n_group + 1) * t->st->meta.shape.n_layer;
+    if (rc >= 0) rc = kvf_reserve(&t->st->mem, &seen, &t->cap_seen, n, 1, err);
     t->seen = seen;
+    if (rc >= 0) rc = kvf_reserve(&t->st->mem, &place, &t->cap_place, n, sizeof *t->place, err);
+    t->place = place;
     KVF_TRY(rc);
     t->groups[t->n_group++] = group;
     t->base.n_token += n_token;
@@ -216,6 +254,7 @@ kvf_status kvf_tier_add(kvf_store_tier *t, kvf_hash group, int64_t n_token, kvf_
 kvf_status kvf_tier_renew(kvf_store_tier *t, kvf_error *err)
 {
     KVF_TRY(enter(t, err));
+    forget_places(t);
     mdb_txn_reset(t->txn);
     int rc = mdb_txn_renew(t->txn);
     t->lost = rc != 0;
@@ -239,12 +278,15 @@ void kvf_store_tier_close(kvf_tier *base)
     pthread_rwlock_unlock(&e->map);
     kvf_free(&t->st->mem, t->groups);
     kvf_free(&t->st->mem, t->seen);
+    kvf_free(&t->st->mem, t->place);
+    kvf_free(&t->st->mem, t->raw);
     kvf_free(&t->st->mem, t);
 }
 
 void kvf_tiers_reset(kvf_env *e)
 {
     for (kvf_store_tier *t = e->tiers; t; t = t->next) {
+        forget_places(t);
         if (t->txn && !t->lost) mdb_txn_reset(t->txn);
     }
 }
@@ -311,6 +353,16 @@ static kvf_status fill(kvf_store_tier *t, kvf_token **tokens, kvf_error *err)
     return rc;
 }
 
+/* All values of blocks at once: later lookups would bring back pages of LMDB's tree, and letting go of those takes
+ * the digests' with them. What is missing is noticed when it is read. */
+static void find_all(kvf_store_tier *t)
+{
+    MDB_val v;
+    for (int64_t g = 0; g < t->n_group; g++)
+        for (int32_t l = 0; l < t->st->meta.shape.n_layer; l++) (void)blocks_of(t, l, g, &v, NULL);
+    let_go(t);
+}
+
 kvf_status kvf_store_tier_open(kvf_tier **out, kvf_store *st, const char *name, kvf_token **tokens, kvf_error *err)
 {
     kvf_key key;
@@ -327,6 +379,7 @@ kvf_status kvf_store_tier_open(kvf_tier **out, kvf_store *st, const char *name, 
     rc = enter(t, err);
     if (rc >= 0) {
         rc = fill(t, tokens, err);
+        if (rc >= 0) find_all(t);
         leave(t);
     }
     if (rc < 0) {
