@@ -99,17 +99,18 @@ class Run:
 
 
 def stream(run, model, folder, info, n):
-    """A text of n tokens or so in a store, asked with a pool of a quarter of it."""
+    """A text of n tokens or so in a store, asked with a pool of a quarter of it (of few layers, a half)."""
     text, store = os.path.join(folder, "text.txt"), os.path.join(folder, "store")
     with open(text, "w") as f:
         for i in range(n // 14):
             f.write(f"Line {i}: the {i * 7919 % 1009}th box holds {i * 104729 % 997} red and {i * 31 % 89} blue stones.\n")
     run.call("ingest", "-m", model, "--device", run.device, "--store", store, "-d", text, "--quiet")
     # A layer's units may lie in as many blocks: of few layers a quarter does not hold them.
-    memory = n * info["kv_bytes_per_token"] // (4 if info["n_layer"] >= 8 else 2)
+    word, part = ("quarter", 4) if info["n_layer"] >= 8 else ("half", 2)
+    memory = n * info["kv_bytes_per_token"] // part
     for share in (0, 50, 100):
         goal = "more than with share 0, or it stays off" if share else ""
-        row = run.measure(model, f"store, pool of a quarter, host share {share} %", "tokens/s", goal,
+        row = run.measure(model, f"store, pool of a {word}, host share {share} %", "tokens/s", goal,
                           lambda share=share: run.question(model, store, memory, share))
         if row:
             print(f"    hit rate {row['hit_rate']:.3f}, {row['moved_bytes'] / 1e6:.0f} MB moved, {row['shared']} shared, "

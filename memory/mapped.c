@@ -53,21 +53,25 @@ static bool inside(const kvf_env *e, const uint8_t *p, size_t n)
     return e->mdb && e->map_at && p >= e->map_at && n <= e->map_bytes && (size_t)(p - e->map_at) <= e->map_bytes - n;
 }
 
+static kvf_status cut_off(const kvf_env *e, kvf_error *err)
+{
+    return kvf_fail(err, KVF_ERR_FORMAT,
+                    "store '%s' is damaged: its file is cut off; remove the store and read the documents again", e->folder);
+}
+
 kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *dst, kvf_error *err)
 {
     int fd;
-    if (!inside(e, p, n) || mdb_env_get_fd(e->mdb, &fd)) {
+    if (!e->map_at || mdb_env_get_fd(e->mdb, &fd)) {
         memcpy(dst, p, n);
         return KVF_OK;
     }
+    if (!inside(e, p, n)) return cut_off(e, err);
     off_t at = p - e->map_at;
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(fd, (uint8_t *)dst + done, n - done, at + (off_t)done);
         if (got < 0 && errno == EINTR) continue;
-        if (got == 0)
-            return kvf_fail(err, KVF_ERR_FORMAT,
-                            "store '%s' is damaged: its file is cut off; remove the store and read the documents again",
-                            e->folder);
+        if (got == 0) return cut_off(e, err);
         if (got < 0)
             return kvf_fail(err, KVF_ERR_IO, "store '%s' cannot be read: %s; check the disk", e->folder, strerror(errno));
         done += (size_t)got;

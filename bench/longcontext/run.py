@@ -47,7 +47,7 @@ VARIANTS = {
     "ours": "infllm",
     "window-t": "infllm:%s,topk=0,reading=none" % TIGHT,
     "paper-t": "infllm:%s,block=64,topk=6,select=paper" % TIGHT,
-    "ours-t": "infllm:%s,block=32,topk=12,ask=12" % TIGHT,
+    "ours-t": "infllm:%s,block=32,topk=12" % TIGHT,
 }
 DEFAULT_VARIANTS = ["full", "window", "paper", "ours"]
 SETS = ["fast30", "shared_prefix", "mid", "long32k", "beyond_window"]

@@ -27,19 +27,19 @@ import program  # noqa: E402
 import rag  # noqa: E402
 
 FAR = 8192
-NEAR_BUDGET, FAR_BUDGET = 960, 6272
+NEAR_BUDGET, FAR_BUDGET = 960, 4224
 SYSTEM = "You are a helpful assistant. Answer from the given text only."
-NEAR_INFLLM = "init=64,window=512,block=32,topk=12,ask=12,chunk=256"
+NEAR_INFLLM = "init=64,window=512,block=32,topk=12,chunk=256"
 NEAR_PAPER = "init=64,window=512,block=64,topk=6,chunk=256,select=paper"
 
 # name: (kind, policy for texts below FAR, policy from there on); %d is the budget
 POLICIES = {
     "full": ("agnostic", "full", "full"),
-    "window": ("agnostic", "window:sink=64,window=896", "window:sink=128,window=6144"),
-    "keydiff": ("agnostic", "keydiff:budget=960", "keydiff:budget=6272"),
+    "window": ("agnostic", "window:sink=64,window=896", "window:sink=128,window=4096"),
+    "keydiff": ("agnostic", "keydiff:budget=960", "keydiff:budget=4224"),
     "infllm": ("agnostic", "infllm:" + NEAR_INFLLM, "infllm"),
-    "infllm-paper": ("agnostic", "infllm:" + NEAR_PAPER, "infllm:select=paper"),
-    "snapkv": ("aware", "snapkv:budget=960", "snapkv:budget=6272"),
+    "infllm-paper": ("agnostic", "infllm:" + NEAR_PAPER, "infllm:select=paper,window=2048"),
+    "snapkv": ("aware", "snapkv:budget=960", "snapkv:budget=4224"),
     "lazyllm": ("aware", "lazyllm", "lazyllm"),
     "lazyllm-fast": ("aware", "lazyllm:preset=fast", "lazyllm:preset=fast"),
     "infllm+lazyllm": ("aware", "infllm:%s+lazyllm" % NEAR_INFLLM, "infllm+lazyllm"),

@@ -22,7 +22,7 @@ static const kvf_option infllm_options[] = {
                 "most recent tokens always read, 128 or more and at least chunk; 0: 2048, with select=paper 4096"),
     KVF_OPT_I64(infllm, block, 0, 0, 128, "tokens of a unit: 16, 32, 64 or 128; 0: 32, with select=paper 128"),
     KVF_OPT_I64(infllm, topk, -1, -1, UNITS_MAX, "units read beside first tokens and window; -1: 2048 tokens' worth"),
-    KVF_OPT_I64(infllm, ask, 0, 0, UNITS_MAX, "as topk, for questions and answers; 0: twice topk, with select=paper topk"),
+    KVF_OPT_I64(infllm, ask, 0, 0, UNITS_MAX, "as topk, for questions and answers; 0: topk"),
     KVF_OPT_I64(infllm, repr, 4, 1, 128, "select=paper: representative tokens of a unit"),
     KVF_OPT_I64(infllm, chunk, 512, 16, 2048, "tokens read at once, a power of two"),
     KVF_OPT_CHOICE(infllm, select, SELECT_BITS, "bits|mean|sub|bounds|paper",
@@ -112,7 +112,7 @@ static void settle(infllm *s)
     if (s->window == 0) s->window = paper ? 4096 : 2048;
     if (s->block == 0) s->block = paper ? 128 : 32;
     if (s->topk < 0) s->topk = UNIT_TOKENS / s->block;
-    if (s->ask == 0) s->ask = paper || s->topk > UNITS_MAX / 2 ? s->topk : 2 * s->topk; /* few tokens, on which all depends */
+    if (s->ask == 0) s->ask = s->topk;
 }
 
 static kvf_status check_paper(const infllm *s, kvf_error *err)

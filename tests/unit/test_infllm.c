@@ -209,7 +209,7 @@ Test(infllm, a_question_may_read_more_units_than_a_document_s_chunk)
     static const struct {
         const char *spec;
         int64_t topk, ask;
-    } cases[] = { { "infllm:block=128", 16, 32 }, { "infllm:topk=3", 3, 6 }, { "infllm:topk=3,ask=5", 3, 5 }, { "infllm:block=64,ask=2", 32, 2 },
+    } cases[] = { { "infllm:block=128", 16, 16 }, { "infllm:topk=3", 3, 3 }, { "infllm:topk=3,ask=5", 3, 5 }, { "infllm:block=64,ask=2", 32, 2 },
                   { "infllm:topk=0", 0, 0 }, { "infllm:topk=0,ask=4", 0, 4 }, { "infllm:select=paper,topk=7", 7, 7 },
                   { "infllm:select=paper,ask=9", 16, 9 } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -263,7 +263,7 @@ static void check_decode(const char *spec, int64_t topk, int64_t hold, double de
 
 Test(infllm, an_answer_holds_its_units_and_earlier_votes_fade)
 {
-    check_decode("infllm:topk=2", 4, 24, 0.9, 1);
+    check_decode("infllm:topk=4", 4, 24, 0.9, 1);
     check_decode("infllm:ask=4,hold=1", 4, 1, 0.9, 1);
     check_decode("infllm:topk=9,ask=4,hold=1,decay=0", 4, 1, 0, 1);
     check_decode("infllm:topk=2,ask=5,hold=3,decay=0.5,sets=kv", 5, 3, 0.5, N_KV);
@@ -412,11 +412,11 @@ Test(infllm, sizes_that_are_not_said)
     static const struct {
         const char *spec;
         int64_t window, unit, n_unit;
-    } cases[] = { { "infllm", 2048, 32, 128 },
-                  { "infllm:block=128", 2048, 128, 32 },
-                  { "infllm:block=16", 2048, 16, 256 },
-                  { "infllm:topk=5", 2048, 32, 10 },
-                  { "infllm:window=4096,ask=64", 4096, 32, 64 },
+    } cases[] = { { "infllm", 2048, 32, 64 },
+                  { "infllm:block=128", 2048, 128, 16 },
+                  { "infllm:block=16", 2048, 16, 128 },
+                  { "infllm:topk=5", 2048, 32, 5 },
+                  { "infllm:window=4096,ask=128", 4096, 32, 128 },
                   { "infllm:select=paper", 4096, 128, 16 },
                   { "infllm:select=paper,block=64", 4096, 64, 32 } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
