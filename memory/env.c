@@ -2,7 +2,7 @@
  *
  * Commits are synchronous (LMDB's default): the writer has a thread of its own and a commit carries 2048
  * tokens, seconds of computing, so a disk flush costs nothing that anybody waits for. Read-ahead is off
- * (MDB_NORDAHEAD): blocks are read at random, and tier.c asks for exactly their pages. Read transactions are
+ * (MDB_NORDAHEAD): blocks are read at random, and tier.c asks for exactly theirs. Read transactions are
  * not tied to threads (MDB_NOTLS).
  *
  * SPDX-License-Identifier: Apache-2.0 */

@@ -1,8 +1,10 @@
 /* mapped.c - where LMDB has mapped the file, pages of it let go of, and bytes of it read past the map.
  *
  * LMDB does not say where its map is, and the library must not advise the kernel about a range it only
- * guesses: a rounding too far would throw away somebody else's memory. The kernel's own list of maps says it;
- * without that list nothing is let go of, and only the figure for resident memory is larger.
+ * guesses: a rounding too far would throw away somebody else's memory. The kernel's own list of maps says it.
+ * Without that list, or where another map is taken for this one (the same inode number and size: a child's of
+ * before a fork), blocks are copied from the map and nothing of it is let go of: only the figure for resident
+ * memory is larger.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
@@ -14,8 +16,6 @@
 #include <unistd.h>
 
 #include "memory/store_int.h"
-
-#define AROUND ((uintptr_t)2 << 20) /* Linux maps up to a whole large folio around one page fault */
 
 /* A line of the list: "from-to perms offset device inode path". */
 static bool line_is(const char *line, ino_t ino, size_t bytes, uint8_t **at)
@@ -44,47 +44,34 @@ void kvf_mapped_find(kvf_env *e)
         whole = strchr(line, '\n') != NULL;
     }
     if (f) fclose(f);
-    /* Blocks are read one by one: a huge page would count its 2 MiB as this process's for one of 64 KiB. */
+    /* A huge page would count its 2 MiB as this process's for a few bytes of it. */
     if (e->map_at) madvise(e->map_at, e->map_bytes, MADV_NOHUGEPAGE);
-}
-
-static bool inside(const kvf_env *e, const uint8_t *p, size_t n)
-{
-    return e->mdb && e->map_at && p >= e->map_at && n <= e->map_bytes && (size_t)(p - e->map_at) <= e->map_bytes - n;
-}
-
-static kvf_status cut_off(const kvf_env *e, kvf_error *err)
-{
-    return kvf_fail(err, KVF_ERR_FORMAT,
-                    "store '%s' is damaged: its file is cut off; remove the store and read the documents again", e->folder);
 }
 
 kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *dst, kvf_error *err)
 {
     int fd;
-    if (!e->map_at || mdb_env_get_fd(e->mdb, &fd)) {
+    bool inside = e->map_at && p >= e->map_at && n <= e->map_bytes && (size_t)(p - e->map_at) <= e->map_bytes - n;
+    if (!inside || mdb_env_get_fd(e->mdb, &fd)) {
         memcpy(dst, p, n);
         return KVF_OK;
     }
-    if (!inside(e, p, n)) return cut_off(e, err);
     off_t at = p - e->map_at;
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(fd, (uint8_t *)dst + done, n - done, at + (off_t)done);
         if (got < 0 && errno == EINTR) continue;
-        if (got == 0) return cut_off(e, err);
         if (got < 0)
             return kvf_fail(err, KVF_ERR_IO, "store '%s' cannot be read: %s; check the disk", e->folder, strerror(errno));
+        if (got == 0)
+            return kvf_fail(err, KVF_ERR_FORMAT,
+                            "store '%s' is damaged: its file is cut off; remove the store and read the documents again",
+                            e->folder);
         done += (size_t)got;
     }
     return KVF_OK;
 }
 
-void kvf_mapped_let_go(const kvf_env *e, const uint8_t *p, size_t n)
+void kvf_mapped_let_go(const kvf_env *e)
 {
-    if (!inside(e, p, n)) return;
-    uintptr_t low = (uintptr_t)e->map_at, high = low + e->map_bytes;
-    uintptr_t from = (uintptr_t)p & ~(AROUND - 1), to = ((uintptr_t)p + n + AROUND - 1) & ~(AROUND - 1);
-    if (from < low) from = low;
-    if (to > high) to = high;
-    madvise((void *)from, to - from, MADV_DONTNEED);
+    if (e->mdb && e->map_at) madvise(e->map_at, e->map_bytes, MADV_DONTNEED);
 }

@@ -83,9 +83,10 @@ kvf_status kvf_env_compact(kvf_env *e, kvf_error *err);
 /* Bytes of the file. */
 size_t kvf_env_file_bytes(const kvf_env *e);
 
-/* mapped.c: find the map after it was made or moved; unmap pages of it that were copied out (holding the map). */
+/* mapped.c: find the map after it was made or moved; let go of all its pages, which come back as they are used
+ * (holding the map). */
 void kvf_mapped_find(kvf_env *e);
-void kvf_mapped_let_go(const kvf_env *e, const uint8_t *p, size_t n);
+void kvf_mapped_let_go(const kvf_env *e);
 /* n bytes of the map at p, by a read of the file where its map is known: no page of it becomes this process's. */
 kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *dst, kvf_error *err);
 
@@ -132,6 +133,7 @@ struct kvf_store_tier {
     int32_t n_found;  /* values of blocks looked up since then */
     MDB_val *place;   /* [n_group * n_layer] where they are, in this transaction and map; mv_data NULL: not known */
     int64_t cap_place;
+    uint64_t place_epoch; /* the map's then */
 };
 /* An empty tier of this name; add groups to it in order. */
 kvf_status kvf_tier_make(kvf_store_tier **out, kvf_store *st, const kvf_key *name, kvf_error *err);

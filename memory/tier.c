@@ -5,7 +5,9 @@
  * where it is. Blocks are read past the map: the pool has them then, and pages of the map would be counted as
  * this process's too, fault by fault. They stay in the page cache; those of LMDB's tree are let go of now and
  * then. Digests are read in place, by every lookup; where a text has more than HANDED_MAX bytes of them, all
- * pages are let go of after lookups through as many, so that the index of 1M tokens (1 GB, and twice that in pages mapped around it) does not become resident as a whole.
+ * pages are let go of after lookups through as many, so that the index of 1M tokens (1 GB, and twice that in
+ * pages mapped around it) does not become resident as a whole. The pages are the environment's: what one tier
+ * lets go of, others fault in again.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
@@ -48,7 +50,7 @@ static void ask_for(const uint8_t *p, size_t n)
 /* Of all pages, which come back as they are used. Caller is inside. */
 static void let_go(kvf_store_tier *t)
 {
-    kvf_mapped_let_go(t->st->env, t->st->env->map_at, t->st->env->map_bytes);
+    kvf_mapped_let_go(t->st->env);
     t->handed = 0;
     t->n_found = 0;
 }
@@ -73,11 +75,20 @@ static kvf_status value_of(kvf_store_tier *t, kvf_db db, int32_t layer, int64_t 
                     t->st->env->folder, layer, (long long)group * KVF_GROUP_TOKENS);
 }
 
-/* A value of blocks, where it was found before while the transaction is the same: looking it up goes through pages
- * of LMDB's tree. Caller is inside. */
+/* In another transaction, or another map, values are looked up again. Only the tier's own thread comes here. */
+static void forget_places(kvf_store_tier *t)
+{
+    if (t->place) memset(t->place, 0, (size_t)(t->n_group * t->st->meta.shape.n_layer) * sizeof *t->place);
+}
+
+/* A value of blocks, where it was found before while transaction and map are the same: looking it up goes through
+ * pages of LMDB's tree. Caller is inside. */
 static kvf_status blocks_of(kvf_store_tier *t, int32_t layer, int64_t group, MDB_val *v, kvf_error *err)
 {
     int64_t n_layer = t->st->meta.shape.n_layer;
+    uint64_t epoch = atomic_load(&t->st->env->epoch);
+    if (t->place_epoch != epoch) forget_places(t);
+    t->place_epoch = epoch;
     bool known = layer >= 0 && layer < n_layer && group >= 0 && group < t->n_group;
     MDB_val *at = known ? &t->place[group * n_layer + layer] : NULL;
     if (at && at->mv_data) {
@@ -88,12 +99,6 @@ static kvf_status blocks_of(kvf_store_tier *t, int32_t layer, int64_t group, MDB
     KVF_TRY(value_of(t, KVF_DB_BLK, layer, group, v, err));
     if (at) *at = *v;
     return KVF_OK;
-}
-
-/* Another transaction, or another map: values are looked up again. */
-static void forget_places(kvf_store_tier *t)
-{
-    if (t->place) memset(t->place, 0, (size_t)(t->n_group * t->st->meta.shape.n_layer) * sizeof *t->place);
 }
 
 static kvf_status read_block(kvf_store_tier *t, int32_t layer, int64_t block, void *dst, kvf_error *err)
@@ -286,7 +291,6 @@ void kvf_store_tier_close(kvf_tier *base)
 void kvf_tiers_reset(kvf_env *e)
 {
     for (kvf_store_tier *t = e->tiers; t; t = t->next) {
-        forget_places(t);
         if (t->txn && !t->lost) mdb_txn_reset(t->txn);
     }
 }

@@ -369,6 +369,42 @@ Test(store, one_writer_at_a_time_and_any_number_of_readers)
     rig_remove(dir);
 }
 
+/* The maps of before the fork stay in the child, with the same file behind them. */
+Test(store, a_child_reads_beside_the_maps_it_inherited)
+{
+    enum { N = 5000 };
+    char dir[64], other[64];
+    rig_folder(dir);
+    rig_folder(other);
+    kvf_token *a = rig_text(N, 1, 0);
+    kvf_store *above = rig_open(other, KVF_STORE_CREATE), *st = rig_open(dir, KVF_STORE_CREATE);
+    rig_ingest(st, "a", a, N);
+    kvf_store_close_at(above); /* room for the child's map before or after ours, as the system likes */
+    pid_t child = fork();
+    if (child == 0) {
+        kvf_store_params p = { .size = sizeof p };
+        kvf_store *own;
+        kvf_tier *t;
+        kvf_token *tokens;
+        if (kvf_store_open_at(&own, &kvf_mem_default, NULL, dir, &p, &err) < 0) _exit(2);
+        if (kvf_store_tier_open(&t, own, "a", &tokens, &err) < 0) _exit(3);
+        for (int64_t k = 0; k < N / 128; k++) {
+            uint16_t got[RIG_SLOT / 2], want[RIG_SLOT / 2];
+            rig_slot(a, N, 1, k, want);
+            if (t->ops->read(t, 1, k, got, &err) < 0 || memcmp(got, want, sizeof got) != 0) _exit(4);
+        }
+        _exit(0);
+    }
+    int status = 0;
+    cr_assert_eq(waitpid(child, &status, 0), child);
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child says %d", WEXITSTATUS(status));
+    rig_check_doc(st, "a", a, N);
+    kvf_store_close_at(st);
+    free(a);
+    rig_remove(dir);
+    rig_remove(other);
+}
+
 Test(store, another_process_reads_while_this_one_writes)
 {
     char dir[64];
