@@ -1,4 +1,4 @@
-/* mapped.c - where LMDB has mapped the file, pages of it let go of, and bytes of it read past the map.
+/* mapped.c - where LMDB has mapped the file, pages of it let go of, and bytes of it read or mapped beside that map.
  *
  * LMDB does not say where its map is, and the library must not advise the kernel about a range it only
  * guesses: a rounding too far would throw away somebody else's memory. The kernel's own list of maps says it.
@@ -48,15 +48,22 @@ void kvf_mapped_find(kvf_env *e)
     if (e->map_at) madvise(e->map_at, e->map_bytes, MADV_NOHUGEPAGE);
 }
 
+/* The file and the place in it of n bytes of the map at p; false: not known. */
+static bool in_file(const kvf_env *e, const uint8_t *p, size_t n, int *fd, off_t *at)
+{
+    if (!e->mdb || !e->map_at || p < e->map_at || n > e->map_bytes) return false;
+    *at = p - e->map_at;
+    return (size_t)*at <= e->map_bytes - n && mdb_env_get_fd(e->mdb, fd) == 0;
+}
+
 kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *dst, kvf_error *err)
 {
     int fd;
-    bool inside = e->map_at && p >= e->map_at && n <= e->map_bytes && (size_t)(p - e->map_at) <= e->map_bytes - n;
-    if (!inside || mdb_env_get_fd(e->mdb, &fd)) {
+    off_t at;
+    if (!in_file(e, p, n, &fd, &at)) {
         memcpy(dst, p, n);
         return KVF_OK;
     }
-    off_t at = p - e->map_at;
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(fd, (uint8_t *)dst + done, n - done, at + (off_t)done);
         if (got < 0 && errno == EINTR) continue;
@@ -69,6 +76,44 @@ kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *d
         done += (size_t)got;
     }
     return KVF_OK;
+}
+
+#define FOLIO ((size_t)2 << 20) /* the largest that the page cache has */
+
+/* Addresses for the whole file, none of it there: each window lies as the file does within a large folio, which is what
+ * lets processors keep one translation for several of its pages. */
+static bool reserve(const kvf_env *e, kvf_windows *w)
+{
+    if (w->at) return true;
+    size_t bytes = e->map_bytes + FOLIO;
+    if (bytes < FOLIO) return false;
+    void *at = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) return false;
+    *w = (kvf_windows){ .at = at, .bytes = bytes };
+    w->base = (uint8_t *)(((uintptr_t)at + FOLIO - 1) & ~(uintptr_t)(FOLIO - 1));
+    return true;
+}
+
+const uint8_t *kvf_mapped_window(const kvf_env *e, kvf_windows *w, const uint8_t *p, size_t n)
+{
+    int fd;
+    off_t at;
+    if (!in_file(e, p, n, &fd, &at) || !reserve(e, w)) return NULL;
+    size_t before = (size_t)at & (e->page - 1), from = (size_t)at - before;
+    int flags = MAP_SHARED | MAP_FIXED;
+#ifdef MAP_POPULATE
+    flags |= MAP_POPULATE; /* all of it will be read: no fault by fault */
+#endif
+    if (from + before + n > w->bytes - (size_t)(w->base - (uint8_t *)w->at)) return NULL;
+    if (mmap(w->base + from, before + n, PROT_READ, flags, fd, (off_t)from) == MAP_FAILED) return NULL;
+    w->mapped += before + n;
+    return w->base + at;
+}
+
+void kvf_mapped_close(kvf_windows *w)
+{
+    if (w->at) munmap(w->at, w->bytes);
+    *w = (kvf_windows){ 0 };
 }
 
 void kvf_mapped_let_go(const kvf_env *e)

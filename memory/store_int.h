@@ -89,6 +89,17 @@ void kvf_mapped_find(kvf_env *e);
 void kvf_mapped_let_go(const kvf_env *e);
 /* n bytes of the map at p, by a read of the file where its map is known: no page of it becomes this process's. */
 kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *dst, kvf_error *err);
+/* A second map of the file, of which only some parts are there, read only. */
+typedef struct kvf_windows {
+    void *at;      /* NULL: none yet */
+    size_t bytes;
+    uint8_t *base; /* of the file */
+    size_t mapped; /* bytes that are there */
+} kvf_windows;
+/* n bytes of LMDB's map at p, in w: where they are until kvf_mapped_close. NULL: the file's map is not known, or the
+ * system has no room. */
+const uint8_t *kvf_mapped_window(const kvf_env *e, kvf_windows *w, const uint8_t *p, size_t n);
+void kvf_mapped_close(kvf_windows *w); /* all of it */
 
 /* ---- doc.c ---- */
 /* *found false and KVF_OK: not there. */
@@ -128,12 +139,15 @@ struct kvf_store_tier {
     int32_t n_hold;
     void *raw;        /* [cap_raw] a block as it is stored */
     int64_t cap_raw;
-    size_t value_bytes; /* of digests of a group and layer, the most so far */
-    size_t handed;    /* bytes of digests that lookups went through since pages were let go of */
-    int32_t n_found;  /* values of blocks looked up since then */
+    kvf_windows windows; /* digests handed out */
+    const uint8_t **digest; /* [n_group * n_layer] where, NULL: not there */
+    int64_t cap_digest;
+    uint64_t own_epoch;  /* raised when they are closed */
+    size_t handed;       /* bytes of digests handed out in LMDB's map, for want of a window, since it was let go of */
+    int32_t n_found;     /* values looked up since then */
     MDB_val *place;   /* [n_group * n_layer] where they are, in this transaction and map; mv_data NULL: not known */
     int64_t cap_place;
-    uint64_t place_epoch; /* the map's then */
+    uint64_t env_epoch; /* the map's then */
 };
 /* An empty tier of this name; add groups to it in order. */
 kvf_status kvf_tier_make(kvf_store_tier **out, kvf_store *st, const kvf_key *name, kvf_error *err);

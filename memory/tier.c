@@ -2,12 +2,11 @@
  *
  * A tier keeps a read transaction open, so that nothing it can see is overwritten, whoever writes. While
  * the map moves (another handle writes and needs more room) that transaction rests; hold() keeps the map
- * where it is. Blocks are read past the map: the pool has them then, and pages of the map would be counted as
- * this process's too, fault by fault. They stay in the page cache; those of LMDB's tree are let go of now and
- * then. Digests are read in place, by every lookup; where a text has more than HANDED_MAX bytes of them, all
- * pages are let go of after lookups through as many, so that the index of 1M tokens (1 GB, and twice that in
- * pages mapped around it) does not become resident as a whole. The pages are the environment's: what one tier
- * lets go of, others fault in again.
+ * where it is. Nothing large is touched through LMDB's map: since Linux 6.18 a page fault maps all of a large folio,
+ * 2 MiB for a few bytes, all of it counted as this process's. Blocks are read from the file into the pool. Digests,
+ * which every lookup goes through, are mapped by windows of their own, each as large as they are, and shared with
+ * other processes; beyond WINDOWS_MAX (1M tokens have 1 GB) they are closed before the next lookup. The pages of
+ * LMDB's tree are let go of now and then.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
@@ -19,7 +18,8 @@
 
 #define ASK_FROM 32768 /* bytes: below, a page fault's own neighbours are enough */
 #define HEAD_MAX (KVF_HEAD_BYTES + KVF_GROUP_BLOCKS * KVF_SUM_BYTES) /* of a value of blocks: head and sums */
-#define HANDED_MAX ((size_t)192 << 20) /* bytes of digests that may stay mapped: of 160K tokens of the 0.5B model */
+#define WINDOWS_MAX ((size_t)192 << 20) /* bytes of digests that stay mapped: of 160K tokens of the 0.5B model */
+#define HANDED_MAX ((size_t)128 << 20)  /* the same in LMDB's map, where there are no windows */
 #define FOUND_MAX 256 /* values looked up before the pages of LMDB's tree are let go of */
 
 static kvf_status lost(const kvf_store_tier *t, kvf_error *err)
@@ -75,10 +75,32 @@ static kvf_status value_of(kvf_store_tier *t, kvf_db db, int32_t layer, int64_t 
                     t->st->env->folder, layer, (long long)group * KVF_GROUP_TOKENS);
 }
 
+static int64_t n_value(const kvf_store_tier *t) { return t->n_group * t->st->meta.shape.n_layer; }
+
+/* What was handed out is no more: nobody may hold. */
+static void close_windows(kvf_store_tier *t)
+{
+    if (!t->windows.at) return;
+    kvf_mapped_close(&t->windows);
+    memset(t->digest, 0, (size_t)n_value(t) * sizeof *t->digest);
+    t->own_epoch++;
+}
+
 /* In another transaction, or another map, values are looked up again. Only the tier's own thread comes here. */
 static void forget_places(kvf_store_tier *t)
 {
-    if (t->place) memset(t->place, 0, (size_t)(t->n_group * t->st->meta.shape.n_layer) * sizeof *t->place);
+    if (t->place) memset(t->place, 0, (size_t)n_value(t) * sizeof *t->place);
+    close_windows(t);
+}
+
+/* Between hold and unhold the map stays, and so does what was handed out. */
+static void follow_map(kvf_store_tier *t)
+{
+    if (t->n_hold > 0) return;
+    if (t->windows.mapped > WINDOWS_MAX) close_windows(t);
+    uint64_t epoch = atomic_load(&t->st->env->epoch);
+    if (t->env_epoch != epoch) forget_places(t);
+    t->env_epoch = epoch;
 }
 
 /* A value of blocks, where it was found before while transaction and map are the same: looking it up goes through
@@ -86,9 +108,7 @@ static void forget_places(kvf_store_tier *t)
 static kvf_status blocks_of(kvf_store_tier *t, int32_t layer, int64_t group, MDB_val *v, kvf_error *err)
 {
     int64_t n_layer = t->st->meta.shape.n_layer;
-    uint64_t epoch = atomic_load(&t->st->env->epoch);
-    if (t->place_epoch != epoch) forget_places(t);
-    t->place_epoch = epoch;
+    follow_map(t);
     bool known = layer >= 0 && layer < n_layer && group >= 0 && group < t->n_group;
     MDB_val *at = known ? &t->place[group * n_layer + layer] : NULL;
     if (at && at->mv_data) {
@@ -162,19 +182,30 @@ static kvf_status read_digests(kvf_store_tier *t, int32_t layer, int64_t group, 
     MDB_val v;
     kvf_key key;
     if (t->base.digest_bytes == 0) return kvf_fail(err, KVF_ERR_INTERNAL, "the store has no digests");
+    follow_map(t);
+    int64_t i = group * t->st->meta.shape.n_layer + layer;
+    bool known = layer >= 0 && layer < t->st->meta.shape.n_layer && group >= 0 && group < t->n_group;
+    if (known && t->digest[i]) {
+        *out = t->digest[i] + KVF_HEAD_BYTES;
+        return KVF_OK;
+    }
+    if (++t->n_found >= FOUND_MAX) let_go(t);
     KVF_TRY(value_of(t, KVF_DB_REP, layer, group, &v, err));
     kvf_head h = kvf_digests_head(t->st, layer, group_tokens(t, group));
     kvf_key_layer(&key, t->groups[group], layer);
-    int64_t bit = group * t->st->meta.shape.n_layer + layer;
-    if (!t->seen[bit]) {
-        ask_for(v.mv_data, v.mv_size);
-        KVF_TRY(kvf_head_check(v.mv_data, v.mv_size, &h, &key, true, err));
-        /* As the writer laid it: a value of its own page behind 16 bytes of LMDB's. */
-        if (((uintptr_t)v.mv_data + KVF_HEAD_BYTES) % 64) return kvf_fail(err, KVF_ERR_FORMAT, "the store is damaged: digests are misplaced; remove the document and read it again");
-        t->seen[bit] = 1;
+    const uint8_t *at = kvf_mapped_window(t->st->env, &t->windows, v.mv_data, v.mv_size);
+    if (!at) {
+        at = v.mv_data;
+        t->handed += v.mv_size;
     }
-    if (v.mv_size > t->value_bytes) t->value_bytes = v.mv_size;
-    *out = (const uint8_t *)v.mv_data + KVF_HEAD_BYTES;
+    if (!t->seen[i]) {
+        KVF_TRY(kvf_head_check(at, v.mv_size, &h, &key, true, err));
+        /* As the writer laid it: a value of its own page behind 16 bytes of LMDB's. */
+        if (((uintptr_t)at + KVF_HEAD_BYTES) % 64) return kvf_fail(err, KVF_ERR_FORMAT, "the store is damaged: digests are misplaced; remove the document and read it again");
+        t->seen[i] = 1;
+    }
+    if (at != v.mv_data) t->digest[i] = at;
+    *out = at + KVF_HEAD_BYTES;
     return KVF_OK;
 }
 
@@ -190,13 +221,15 @@ static kvf_status tier_digests(kvf_tier *base, int32_t layer, int64_t group, con
 
 static uint64_t tier_epoch(kvf_tier *base)
 {
-    return atomic_load(&((kvf_store_tier *)base)->st->env->epoch);
+    const kvf_store_tier *t = (const kvf_store_tier *)base;
+    return atomic_load(&t->st->env->epoch) + t->own_epoch;
 }
 
 static void tier_hold(kvf_tier *base)
 {
     kvf_store_tier *t = (kvf_store_tier *)base;
     if (t->n_hold == 0) pthread_rwlock_rdlock(&t->st->env->map);
+    follow_map(t);
     t->n_hold++;
 }
 
@@ -204,8 +237,6 @@ static void tier_unhold(kvf_tier *base)
 {
     kvf_store_tier *t = (kvf_store_tier *)base;
     if (--t->n_hold > 0) return;
-    size_t layer = t->value_bytes * (size_t)t->n_group; /* what a lookup goes through */
-    if (layer * (size_t)t->st->meta.shape.n_layer > HANDED_MAX) t->handed += layer;
     if (t->handed > HANDED_MAX) let_go(t);
     pthread_rwlock_unlock(&t->st->env->map);
 }
@@ -242,7 +273,7 @@ kvf_status kvf_tier_make(kvf_store_tier **out, kvf_store *st, const kvf_key *nam
 
 kvf_status kvf_tier_add(kvf_store_tier *t, kvf_hash group, int64_t n_token, kvf_error *err)
 {
-    void *groups = t->groups, *seen = t->seen, *place = t->place;
+    void *groups = t->groups, *seen = t->seen, *place = t->place, *digest = (void *)t->digest;
     kvf_status rc = kvf_reserve(&t->st->mem, &groups, &t->cap_group, t->n_group + 1, sizeof *t->groups, err);
     t->groups = groups;
     int64_t n = (t->n_group + 1) * t->st->meta.shape.n_layer;
@@ -250,6 +281,8 @@ kvf_status kvf_tier_add(kvf_store_tier *t, kvf_hash group, int64_t n_token, kvf_
     t->seen = seen;
     if (rc >= 0) rc = kvf_reserve(&t->st->mem, &place, &t->cap_place, n, sizeof *t->place, err);
     t->place = place;
+    if (rc >= 0) rc = kvf_reserve(&t->st->mem, &digest, &t->cap_digest, n, sizeof *t->digest, err);
+    t->digest = digest;
     KVF_TRY(rc);
     t->groups[t->n_group++] = group;
     t->base.n_token += n_token;
@@ -273,6 +306,7 @@ void kvf_store_tier_close(kvf_tier *base)
     kvf_store_tier *t = (kvf_store_tier *)base;
     kvf_env *e = t->st->env;
     while (t->n_hold > 0) tier_unhold(base);
+    close_windows(t);
     pthread_rwlock_rdlock(&e->map);
     pthread_mutex_lock(&e->tiers_lock);
     if (t->prev) t->prev->next = t->next;
@@ -284,6 +318,7 @@ void kvf_store_tier_close(kvf_tier *base)
     kvf_free(&t->st->mem, t->groups);
     kvf_free(&t->st->mem, t->seen);
     kvf_free(&t->st->mem, t->place);
+    kvf_free(&t->st->mem, (void *)t->digest);
     kvf_free(&t->st->mem, t->raw);
     kvf_free(&t->st->mem, t);
 }
