@@ -2,7 +2,7 @@
  *
  * Commits are synchronous (LMDB's default): the writer has a thread of its own and a commit carries 2048
  * tokens, seconds of computing, so a disk flush costs nothing that anybody waits for. Read-ahead is off
- * (MDB_NORDAHEAD): blocks are read at random, and tier.c asks for exactly theirs. Read transactions are
+ * (MDB_NORDAHEAD, and for reads of the file too): blocks are read at random. Read transactions are
  * not tied to threads (MDB_NOTLS).
  *
  * SPDX-License-Identifier: Apache-2.0 */
@@ -138,6 +138,10 @@ static int open_mdb(kvf_env *e, unsigned flags, size_t map_bytes)
         mdb_env_close(mdb);
         return rc;
     }
+#ifdef POSIX_FADV_RANDOM
+    int fd;
+    if (mdb_env_get_fd(mdb, &fd) == 0) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+#endif
     e->mdb = mdb;
     e->rdonly = (flags & MDB_RDONLY) != 0;
     e->nolock = (flags & MDB_NOLOCK) != 0;
@@ -412,6 +416,8 @@ kvf_status kvf_env_compact(kvf_env *e, kvf_error *err)
     if (!e->mdb) rc = lost(e, err);
     else if (e->use_fd < 0 || flock(e->use_fd, LOCK_EX | LOCK_NB) != 0)
         rc = kvf_fail(err, KVF_ERR_BUSY, "another process has store '%s' open; close it there, then compact", e->folder);
+    else if (e->tiers) /* opened since the caller looked */
+        rc = kvf_fail(err, KVF_ERR_BUSY, "a document of store '%s' is in use; close its sessions, then compact", e->folder);
     if (rc >= 0) rc = swap(e, path, err);
     if (e->use_fd >= 0) flock(e->use_fd, LOCK_SH | LOCK_NB);
     struct stat s;

@@ -2,9 +2,9 @@
  *
  * LMDB does not say where its map is, and the library must not advise the kernel about a range it only
  * guesses: a rounding too far would throw away somebody else's memory. The kernel's own list of maps says it.
- * Without that list, or where another map is taken for this one (the same inode number and size: a child's of
- * before a fork), blocks are copied from the map and nothing of it is let go of: only the figure for resident
- * memory is larger.
+ * Without that list, or where a second map looks the same (the inode number of another file system; a child's of
+ * before a fork), blocks and digests come from LMDB's map and nothing of it is let go of: only the figure for
+ * resident memory is larger.
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #define _DEFAULT_SOURCE
@@ -39,11 +39,16 @@ void kvf_mapped_find(kvf_env *e)
     e->map_bytes = 0;
     if (!e->mdb || mdb_env_info(e->mdb, &info) || mdb_env_get_fd(e->mdb, &fd) || fstat(fd, &s)) return;
     FILE *f = fopen("/proc/self/maps", "re");
-    while (f && !e->map_at && fgets(line, sizeof line, f)) {
-        if (whole && line_is(line, s.st_ino, info.me_mapsize, &e->map_at)) e->map_bytes = info.me_mapsize;
+    int n = 0;
+    while (f && fgets(line, sizeof line, f)) {
+        n += whole && line_is(line, s.st_ino, info.me_mapsize, &e->map_at);
         whole = strchr(line, '\n') != NULL;
     }
     if (f) fclose(f);
+    if (n == 1)
+        e->map_bytes = info.me_mapsize;
+    else
+        e->map_at = NULL;
     /* A huge page would count its 2 MiB as this process's for a few bytes of it. */
     if (e->map_at) madvise(e->map_at, e->map_bytes, MADV_NOHUGEPAGE);
 }
@@ -82,11 +87,13 @@ kvf_status kvf_mapped_read(const kvf_env *e, const uint8_t *p, size_t n, void *d
 
 /* Addresses for the whole file, none of it there: each window lies as the file does within a large folio, which is what
  * lets processors keep one translation for several of its pages. */
-static bool reserve(const kvf_env *e, kvf_windows *w)
+static bool reserve(const kvf_env *e, int fd, kvf_windows *w)
 {
+    struct stat s;
     if (w->at) return true;
-    size_t bytes = e->map_bytes + FOLIO;
-    if (bytes < FOLIO) return false;
+    /* Not for the whole map, which has room to grow: addresses may be limited. */
+    if (fstat(fd, &s) || s.st_size < 1 || (uint64_t)s.st_size > e->map_bytes) return false;
+    size_t bytes = ((size_t)s.st_size + FOLIO - 1) / FOLIO * FOLIO + FOLIO;
     void *at = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) return false;
     *w = (kvf_windows){ .at = at, .bytes = bytes };
@@ -98,8 +105,9 @@ const uint8_t *kvf_mapped_window(const kvf_env *e, kvf_windows *w, const uint8_t
 {
     int fd;
     off_t at;
-    if (!in_file(e, p, n, &fd, &at) || !reserve(e, w)) return NULL;
-    size_t before = (size_t)at & (e->page - 1), from = (size_t)at - before;
+    if (!in_file(e, p, n, &fd, &at) || !reserve(e, fd, w)) return NULL;
+    long page = sysconf(_SC_PAGESIZE); /* the system's: LMDB's may be smaller */
+    size_t before = (size_t)at & ((size_t)page - 1), from = (size_t)at - before;
     int flags = MAP_SHARED | MAP_FIXED;
 #ifdef MAP_POPULATE
     flags |= MAP_POPULATE; /* all of it will be read: no fault by fault */
@@ -107,6 +115,7 @@ const uint8_t *kvf_mapped_window(const kvf_env *e, kvf_windows *w, const uint8_t
     if (from + before + n > w->bytes - (size_t)(w->base - (uint8_t *)w->at)) return NULL;
     if (mmap(w->base + from, before + n, PROT_READ, flags, fd, (off_t)from) == MAP_FAILED) return NULL;
     w->mapped += before + n;
+    w->n++;
     return w->base + at;
 }
 

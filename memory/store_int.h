@@ -95,6 +95,7 @@ typedef struct kvf_windows {
     size_t bytes;
     uint8_t *base; /* of the file */
     size_t mapped; /* bytes that are there */
+    int32_t n;     /* in so many parts */
 } kvf_windows;
 /* n bytes of LMDB's map at p, in w: where they are until kvf_mapped_close. NULL: the file's map is not known, or the
  * system has no room. */

@@ -16,10 +16,11 @@
 
 #include "memory/store_int.h"
 
-#define ASK_FROM 32768 /* bytes: below, a page fault's own neighbours are enough */
+#define ASK_FROM 32768 /* bytes: below, a read's own neighbours are enough */
 #define HEAD_MAX (KVF_HEAD_BYTES + KVF_GROUP_BLOCKS * KVF_SUM_BYTES) /* of a value of blocks: head and sums */
 #define WINDOWS_MAX ((size_t)192 << 20) /* bytes of digests that stay mapped: of 160K tokens of the 0.5B model */
-#define HANDED_MAX ((size_t)128 << 20)  /* the same in LMDB's map, where there are no windows */
+#define WINDOWS_MOST 4096 /* two areas of the system's table of maps each, which holds 65530 */
+#define HANDED_MAX ((size_t)128 << 20) /* bytes of digests that stay resident in LMDB's map, where there are no windows */
 #define FOUND_MAX 256 /* values looked up before the pages of LMDB's tree are let go of */
 
 static kvf_status lost(const kvf_store_tier *t, kvf_error *err)
@@ -51,7 +52,6 @@ static void ask_for(const uint8_t *p, size_t n)
 static void let_go(kvf_store_tier *t)
 {
     kvf_mapped_let_go(t->st->env);
-    t->handed = 0;
     t->n_found = 0;
 }
 
@@ -97,7 +97,7 @@ static void forget_places(kvf_store_tier *t)
 static void follow_map(kvf_store_tier *t)
 {
     if (t->n_hold > 0) return;
-    if (t->windows.mapped > WINDOWS_MAX) close_windows(t);
+    if (t->windows.mapped > WINDOWS_MAX || t->windows.n > WINDOWS_MOST) close_windows(t);
     uint64_t epoch = atomic_load(&t->st->env->epoch);
     if (t->env_epoch != epoch) forget_places(t);
     t->env_epoch = epoch;
@@ -193,6 +193,7 @@ static kvf_status read_digests(kvf_store_tier *t, int32_t layer, int64_t group, 
     KVF_TRY(value_of(t, KVF_DB_REP, layer, group, &v, err));
     kvf_head h = kvf_digests_head(t->st, layer, group_tokens(t, group));
     kvf_key_layer(&key, t->groups[group], layer);
+    if (!t->seen[i]) ask_for(v.mv_data, v.mv_size);
     const uint8_t *at = kvf_mapped_window(t->st->env, &t->windows, v.mv_data, v.mv_size);
     if (!at) {
         at = v.mv_data;
@@ -237,7 +238,11 @@ static void tier_unhold(kvf_tier *base)
 {
     kvf_store_tier *t = (kvf_store_tier *)base;
     if (--t->n_hold > 0) return;
-    if (t->handed > HANDED_MAX) let_go(t);
+    if (t->handed > HANDED_MAX) { /* asked for again, they are counted again */
+        let_go(t);
+        t->handed = 0;
+        t->own_epoch++;
+    }
     pthread_rwlock_unlock(&t->st->env->map);
 }
 
@@ -392,8 +397,8 @@ static kvf_status fill(kvf_store_tier *t, kvf_token **tokens, kvf_error *err)
     return rc;
 }
 
-/* All values of blocks at once: later lookups would bring back pages of LMDB's tree, and letting go of those takes
- * the digests' with them. What is missing is noticed when it is read. */
+/* All values of blocks at once: later each would bring pages of LMDB's tree back. What is missing is noticed when it is
+ * read. */
 static void find_all(kvf_store_tier *t)
 {
     MDB_val v;

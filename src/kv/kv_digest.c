@@ -220,7 +220,7 @@ void kvf_far_digest_forget(kvf_kv *kv)
     f->epoch = f->tier ? f->tier->ops->epoch(f->tier) : 0;
 }
 
-/* The tier's digests of a block, coarse then fine. The tier is held. */
+/* The tier's digests of a block, coarse then fine, until the tier is no longer held. */
 static kvf_status tier_digest(kvf_kv *kv, int32_t layer, int64_t block, const uint8_t **out, kvf_error *err)
 {
     kvf_far *f = kv->far;
@@ -260,11 +260,9 @@ kvf_status kvf_digest_fine(kvf_kv *kv, int32_t layer, int64_t block, const void 
     return KVF_OK;
 }
 
-kvf_status kvf_far_digest_export(kvf_kv *kv, int64_t first, int64_t end, void *out, kvf_error *err)
+static kvf_status export_rows(kvf_kv *kv, int64_t first, int64_t end, uint8_t *to, kvf_error *err)
 {
     kvf_far *f = kv->far;
-    uint8_t *to = out;
-    if (row_bytes(f) == 0) return KVF_OK;
     for (int32_t l = 0; l < kv->dims.n_layer; l++) {
         KVF_TRY(kvf_digest_coarse(kv, l, err));
         for (int64_t b = first; b < end; b++, to += row_bytes(f)) {
@@ -278,6 +276,16 @@ kvf_status kvf_far_digest_export(kvf_kv *kv, int64_t first, int64_t end, void *o
         }
     }
     return KVF_OK;
+}
+
+kvf_status kvf_far_digest_export(kvf_kv *kv, int64_t first, int64_t end, void *out, kvf_error *err)
+{
+    kvf_tier *t = kv->far->tier;
+    if (row_bytes(kv->far) == 0) return KVF_OK;
+    if (t) t->ops->hold(t);
+    kvf_status rc = export_rows(kv, first, end, out, err);
+    if (t) t->ops->unhold(t);
+    return rc;
 }
 
 kvf_status kvf_far_digest_fork(kvf_kv *to, const kvf_kv *from, kvf_error *err)

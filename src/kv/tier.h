@@ -23,7 +23,7 @@ typedef struct kvf_tier_ops {
     /* These blocks will be read soon; start reading them from disk. (optional) */
     void (*expect)(kvf_tier *t, int32_t layer, const int64_t *blocks, int64_t n);
     /* Digests of group `group` of `layer`: [blocks of the group][digest_bytes] in place, checksum
-     * verified once. The pointer is valid until epoch() changes. */
+     * verified once. The pointer is valid until epoch() changes, which outside of hold any call may do. */
     kvf_status (*digests)(kvf_tier *t, int32_t layer, int64_t group, const void **out, kvf_error *err);
     uint64_t (*epoch)(kvf_tier *t);
     /* Between the two, pointers of digests() stay valid and epoch() does not change. */
