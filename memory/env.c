@@ -95,6 +95,33 @@ static kvf_status check_head(const kvf_env *e, kvf_error *err)
     return rc;
 }
 
+typedef struct mapped_file {
+    void *map;
+    size_t bytes;
+    int fd;
+} mapped_file;
+
+static bool file_read(void *ctx, uint64_t at, void *out, size_t n)
+{
+    const mapped_file *f = ctx;
+    ssize_t got;
+    do got = pread(f->fd, out, n, (off_t)at);
+    while (got < 0 && errno == EINTR);
+    return got == (ssize_t)n;
+}
+
+static void file_rest(void *ctx)
+{
+    const mapped_file *f = ctx;
+    madvise(f->map, f->bytes, MADV_DONTNEED);
+}
+
+static kvf_status check_file(mapped_file *f, uint64_t txn, const kvf_mem *mem, bool *current, kvf_error *err)
+{
+    const kvf_pages_io io = { file_read, file_rest, f };
+    return kvf_pages_check(f->map, f->bytes, &io, txn, names, mem, current, err);
+}
+
 /* All pages with keys, as a read transaction sees them. */
 static kvf_status check_pages(kvf_env *e, const kvf_mem *mem, kvf_error *err)
 {
@@ -103,13 +130,15 @@ static kvf_status check_pages(kvf_env *e, const kvf_mem *mem, kvf_error *err)
         MDB_txn *txn;
         KVF_TRY(kvf_env_begin(e, &txn, err));
         struct stat s;
-        int fd = open(e->file, O_RDONLY | O_CLOEXEC);
-        void *map = MAP_FAILED;
-        if (fd >= 0 && fstat(fd, &s) == 0 && s.st_size > 0) map = mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        kvf_status rc = map == MAP_FAILED ? kvf_env_fail(e, errno, "reading", err)
-                                          : kvf_pages_check(map, (size_t)s.st_size, mdb_txn_id(txn), names, mem, &current, err);
-        if (map != MAP_FAILED) munmap(map, (size_t)s.st_size);
-        if (fd >= 0) close(fd);
+        mapped_file f = { .map = MAP_FAILED, .fd = open(e->file, O_RDONLY | O_CLOEXEC) };
+        if (f.fd >= 0 && fstat(f.fd, &s) == 0 && s.st_size > 0) {
+            f.bytes = (size_t)s.st_size;
+            f.map = mmap(NULL, f.bytes, PROT_READ, MAP_SHARED, f.fd, 0);
+        }
+        kvf_status rc = f.map == MAP_FAILED ? kvf_env_fail(e, errno, "reading", err)
+                                            : check_file(&f, mdb_txn_id(txn), mem, &current, err);
+        if (f.map != MAP_FAILED) munmap(f.map, f.bytes);
+        if (f.fd >= 0) close(f.fd);
         kvf_env_end(e, txn);
         KVF_TRY(rc);
     }

@@ -40,6 +40,8 @@ typedef struct walk {
     uint64_t n_file, n_page; /* whole pages in the file; pages the commit knows */
     uint64_t txn;
     uint8_t *seen; /* a bit per page */
+    const kvf_pages_io *io;
+    int n_touched; /* pages of the tree since the last rest */
     const char *const *names;
     kvf_error *err;
 } walk;
@@ -118,15 +120,27 @@ static bool take(walk *w, uint64_t first, uint64_t n)
     return true;
 }
 
-/* A page that is read: it must be in the file, be called what it is, and have a known kind. */
+/* A page of a tree: it must be in the file and be called what it is. */
 static const uint8_t *take_page(walk *w, uint64_t number, uint32_t *flags)
 {
     if (number >= w->n_file) return NULL;
     const uint8_t *p = w->file + number * w->page;
     *flags = u16_at(p + 10);
-    uint64_t n = *flags == P_OVERFLOW ? u32_at(p + 12) : 1;
-    if (u64_at(p) != number || n > w->n_file - number || !take(w, number, n)) return NULL;
-    return p;
+    return u64_at(p) == number && take(w, number, 1) ? p : NULL;
+}
+
+/* The first page of a large value, of which only the head is read. *n: its pages. */
+static bool take_large(walk *w, uint64_t number, uint64_t *n)
+{
+    uint8_t own[PAGE_HEAD];
+    if (number >= w->n_file) return false;
+    const uint8_t *p = w->file + number * w->page;
+    if (w->io) {
+        if (!w->io->read(w->io->ctx, number * w->page, own, sizeof own)) return false;
+        p = own;
+    }
+    *n = u32_at(p + 12);
+    return u16_at(p + 10) == P_OVERFLOW && u64_at(p) == number && *n <= w->n_file - number && take(w, number, *n);
 }
 
 /* ---- Keys in order --------------------------------------------------------------------------- */
@@ -205,11 +219,10 @@ static kvf_status leaf_node(walk *w, progress *s, const uint8_t *node, size_t ro
     if (tree_here) return named_tree(w, node, n_key, n);
     if (big) {
         uint64_t number = u64_at(value), need = (PAGE_HEAD - 1 + (uint64_t)n) / w->page + 1;
-        uint32_t kind;
-        value = take_page(w, number, &kind);
-        if (!value || kind != P_OVERFLOW || u32_at(value + 12) < need) return damaged(w->err, "a large value", number);
-        s->n_overflow += u32_at(value + 12);
-        value += PAGE_HEAD;
+        uint64_t n_page;
+        if (!take_large(w, number, &n_page) || n_page < need) return damaged(w->err, "a large value", number);
+        s->n_overflow += n_page;
+        value = w->file + number * w->page + PAGE_HEAD;
     }
     if (s->kind == TREE_FREE && !free_list(w, key, value, n)) return damaged(w->err, "the list of free pages", 0);
     return KVF_OK;
@@ -231,7 +244,9 @@ static kvf_status branch_node(walk *w, progress *s, const uint8_t *node, size_t 
 /* Recursion is as deep as the tree, whose depth was checked. */
 static kvf_status walk_page(walk *w, progress *s, uint64_t number, int level)
 {
+    enum { REST_AFTER = 32 };
     uint32_t flags;
+    if (w->io && ++w->n_touched % REST_AFTER == 0) w->io->rest(w->io->ctx);
     const uint8_t *p = take_page(w, number, &flags);
     if (!p || flags != (level > 1 ? P_BRANCH : P_LEAF)) return damaged(w->err, "a page is not what it should be", number);
     size_t lower = u16_at(p + 12), upper = u16_at(p + 14);
@@ -272,11 +287,11 @@ static kvf_status walk_tree(walk *w, const tree *t, tree_kind kind)
     return KVF_OK;
 }
 
-kvf_status kvf_pages_check(const uint8_t *file, size_t bytes, uint64_t txn, const char *const *names,
-                           const kvf_mem *mem, bool *current, kvf_error *err)
+kvf_status kvf_pages_check(const uint8_t *file, size_t bytes, const kvf_pages_io *io, uint64_t txn,
+                           const char *const *names, const kvf_mem *mem, bool *current, kvf_error *err)
 {
     uint64_t newest;
-    walk w = { .file = file, .names = names, .err = err };
+    walk w = { .file = file, .io = io, .names = names, .err = err };
     *current = true;
     KVF_TRY(kvf_pages_head(file, bytes, &newest, &w.page, err));
     head h;

@@ -19,9 +19,17 @@
  * Errors: FORMAT. Must be called first: mdb_env_open divides by what stands there. */
 kvf_status kvf_pages_head(const uint8_t *file, size_t bytes, uint64_t *txn, size_t *page, kvf_error *err);
 
+/* Of a file that is mapped: touching a page of the map may bring 2 MiB of it, so heads of large values are read
+ * (n bytes at `at`, false: they cannot be), and `rest` lets go of the map after some pages of trees. */
+typedef struct kvf_pages_io {
+    bool (*read)(void *ctx, uint64_t at, void *out, size_t n);
+    void (*rest)(void *ctx);
+    void *ctx;
+} kvf_pages_io;
+
 /* Everything that commit `txn` can reach. *current false: the file has moved on, nothing was checked.
- * names: the trees there may be, ends with NULL. Errors: FORMAT, NOMEM. */
-kvf_status kvf_pages_check(const uint8_t *file, size_t bytes, uint64_t txn, const char *const *names,
-                           const kvf_mem *mem, bool *current, kvf_error *err);
+ * io: NULL for a file in memory. names: the trees there may be, ends with NULL. Errors: FORMAT, NOMEM. */
+kvf_status kvf_pages_check(const uint8_t *file, size_t bytes, const kvf_pages_io *io, uint64_t txn,
+                           const char *const *names, const kvf_mem *mem, bool *current, kvf_error *err);
 
 #endif

@@ -123,7 +123,7 @@ static void pages(const uint8_t *data, size_t size)
     size_t page;
     bool current;
     kvf_error err;
-    if (kvf_pages_head(data, size, &txn, &page, &err) == KVF_OK) kvf_pages_check(data, size, txn, names, &kvf_mem_default, &current, &err);
+    if (kvf_pages_head(data, size, &txn, &page, &err) == KVF_OK) kvf_pages_check(data, size, NULL, txn, names, &kvf_mem_default, &current, &err);
 }
 
 /* What survives the look at its pages must be safe in LMDB's hands, reading and writing. */
