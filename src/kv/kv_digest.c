@@ -44,25 +44,31 @@ static kvf_status grow_groups(kvf_kv *kv, int64_t n, kvf_error *err)
     return KVF_OK;
 }
 
+/* Coarse digests of n blocks, copied to a new place: what kvf_reserve keeps in hand, half, would be 100 MB at 1M tokens. */
+static kvf_status grow_coarse(kvf_kv *kv, int64_t n, kvf_error *err)
+{
+    kvf_far *f = kv->far;
+    for (int32_t l = 0; f->coarse_bytes > 0 && l < kv->dims.n_layer; l++) {
+        void *block;
+        KVF_TRY(kvf_mem_get(kvf_kv_mem(kv), &block, (size_t)n, f->coarse_bytes, err));
+        if (f->coarse[l]) memcpy(block, f->coarse[l], (size_t)f->cap_digest * f->coarse_bytes);
+        kvf_free(kvf_kv_mem(kv), f->coarse[l]);
+        f->coarse[l] = block;
+    }
+    return KVF_OK;
+}
+
 /* Tables for the digests of n blocks. */
 static kvf_status grow_digests(kvf_kv *kv, int64_t n, kvf_error *err)
 {
     kvf_far *f = kv->far;
     KVF_TRY(grow_groups(kv, (n + GROUP - 1) / GROUP, err));
     if (n <= f->cap_digest) return KVF_OK;
-    int64_t want = n + n / 2 + GROUP, cap = f->cap_digest;
-    const kvf_mem *mem = kvf_kv_mem(kv);
-    for (int32_t l = 0; f->coarse_bytes > 0 && l < kv->dims.n_layer; l++) {
-        void *buf = f->coarse[l];
-        cap = f->cap_digest;
-        kvf_status rc = kvf_reserve(mem, &buf, &cap, want, f->coarse_bytes, err);
-        f->coarse[l] = buf;
-        if (rc < 0) return rc;
-    }
+    int64_t want = n + n / 8 + GROUP, cap = f->cap_digest;
     void *rows = f->rows;
-    cap = f->cap_digest;
-    KVF_TRY(kvf_reserve(mem, &rows, &cap, want, sizeof(void *), err));
+    KVF_TRY(kvf_reserve(kvf_kv_mem(kv), &rows, &cap, want, sizeof(void *), err));
     f->rows = rows;
+    KVF_TRY(grow_coarse(kv, want, err));
     f->cap_digest = want;
     return KVF_OK;
 }
