@@ -140,7 +140,8 @@ struct kvf_store_tier {
     int32_t n_hold;
     void *raw;        /* [cap_raw] a block as it is stored */
     int64_t cap_raw;
-    kvf_windows windows; /* digests handed out */
+    kvf_windows windows; /* digests handed out; closed before the next lookup when larger than windows_max bytes */
+    size_t windows_max;
     const uint8_t **digest; /* [n_group * n_layer] where, NULL: not there */
     int64_t cap_digest;
     uint64_t own_epoch;  /* raised when they are closed */

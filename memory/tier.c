@@ -97,7 +97,7 @@ static void forget_places(kvf_store_tier *t)
 static void follow_map(kvf_store_tier *t)
 {
     if (t->n_hold > 0) return;
-    if (t->windows.mapped > WINDOWS_MAX || t->windows.n > WINDOWS_MOST) close_windows(t);
+    if (t->windows.mapped > t->windows_max || t->windows.n > WINDOWS_MOST) close_windows(t);
     uint64_t epoch = atomic_load(&t->st->env->epoch);
     if (t->env_epoch != epoch) forget_places(t);
     t->env_epoch = epoch;
@@ -260,6 +260,7 @@ kvf_status kvf_tier_make(kvf_store_tier **out, kvf_store *st, const kvf_key *nam
     t->base.ops = &ops;
     t->base.digest_bytes = (size_t)st->meta.shape.digest_bytes;
     t->st = st;
+    t->windows_max = WINDOWS_MAX;
     t->name = *name;
     kvf_status rc = kvf_env_begin(st->env, &t->txn, err);
     if (rc < 0) {

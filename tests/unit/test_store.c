@@ -11,6 +11,7 @@
 #include "base/half.h"
 #include "memory/codec.h"
 #include "memory/record.h"
+#include "memory/store_int.h"
 #include "store_rig.h"
 
 Test(store, what_was_written_comes_back_in_another_handle)
@@ -75,6 +76,50 @@ Test(store, blocks_that_were_read_do_not_stay_mapped)
     long kib = mapped_kib();
     if (kib < 0) cr_skip_test("the kernel does not say what is mapped");
     cr_assert_lt(kib, (long)BLOCKS * RIG_LAYERS * RIG_SLOT / 1024 / 3, "%ld KiB", kib);
+    kvf_free(&kvf_mem_default, tokens);
+    kvf_store_tier_close(t);
+    kvf_store_close_at(st);
+    free(text);
+    rig_remove(dir);
+}
+
+/* Digests of a text that has more than may stay mapped: what is handed out lasts from hold to unhold, and the next
+ * hold says by the epoch that it is gone. */
+Test(store, windows_are_closed_when_they_are_many_and_opened_again)
+{
+    enum { N = 100000, GROUPS = (N + KVF_GROUP_TOKENS - 1) / KVF_GROUP_TOKENS };
+    static uint8_t first[GROUPS][RIG_LAYERS][16 * RIG_DIGEST];
+    char dir[64];
+    kvf_tier *t;
+    kvf_token *tokens, *text = rig_text(N, 4, 0);
+    rig_folder(dir);
+    kvf_store *st = rig_open(dir, KVF_STORE_CREATE);
+    rig_ingest(st, "long", text, N);
+    cr_assert_eq(kvf_store_tier_open(&t, st, "long", &tokens, &err), KVF_OK, "%s", err.msg);
+    kvf_store_tier *own = (kvf_store_tier *)t;
+    for (int turn = 0; turn < 6; turn++) {
+        int32_t layer = turn % RIG_LAYERS;
+        const void *at[GROUPS];
+        if (turn == 2) own->windows_max = (size_t)10 * 4096;
+        uint64_t before = t->ops->epoch(t);
+        if (turn > 0 && !own->windows.at) cr_skip_test("the kernel does not say where the file is mapped");
+        t->ops->hold(t);
+        uint64_t epoch = t->ops->epoch(t);
+        cr_assert_eq(epoch != before, turn >= 2, "turn %d", turn);
+        for (int64_t g = 0; g < GROUPS; g++) {
+            cr_assert_eq(t->ops->digests(t, layer, g, &at[g], &err), KVF_OK, "%s", err.msg);
+            cr_assert_eq(t->ops->epoch(t), epoch);
+        }
+        for (int64_t g = 0; g < GROUPS; g++) {
+            int64_t left = N - g * KVF_GROUP_TOKENS, blocks = left < KVF_GROUP_TOKENS ? (left + 127) / 128 : 16;
+            if (turn < RIG_LAYERS)
+                memcpy(first[g][layer], at[g], (size_t)blocks * RIG_DIGEST);
+            else
+                cr_assert_eq(memcmp(first[g][layer], at[g], (size_t)blocks * RIG_DIGEST), 0);
+        }
+        t->ops->unhold(t);
+        cr_assert_leq(own->windows.n, (turn < 2 ? turn + 1 : 1) * GROUPS);
+    }
     kvf_free(&kvf_mem_default, tokens);
     kvf_store_tier_close(t);
     kvf_store_close_at(st);
