@@ -162,10 +162,23 @@ class Kvfold:
 
 # ---- Surroundings -------------------------------------------------------------------------
 
-def cpu_name():
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        match = re.search(r"model name\s*:\s*(.*)", file.read())
-    return match.group(1).strip() if match else "unknown"
+# What a hypervisor calls "AMD EPYC" and no more may be any of these; figures of one are none of another.
+def amd_core(family, model):
+    if family == 23:
+        return "Zen 2" if model >= 0x30 else "Zen"
+    if family == 25:
+        return "Zen 4" if 0x10 <= model < 0x20 or 0x60 <= model < 0x80 or model >= 0xa0 else "Zen 3"
+    return "Zen 5" if family == 26 else "family %d" % family
+
+
+def cpu_name(path="/proc/cpuinfo"):
+    """The processor's name, with its core where the name has no number of a product ("AMD EPYC Zen 3")."""
+    with open(path, encoding="utf-8") as file:
+        told = dict(re.findall(r"^([a-z][a-z _]*?)\s*:[ \t]*(.*)$", file.read().split("\n\n")[0], re.MULTILINE))
+    name = told.get("model name", "").strip() or "unknown"
+    if told.get("vendor_id") == "AuthenticAMD" and not re.search(r"\d", name):
+        name += " " + amd_core(int(told.get("cpu family", 0)), int(told.get("model", 0)))
+    return name
 
 
 def cpu_slug(name=None):

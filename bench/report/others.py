@@ -247,8 +247,9 @@ def machine_of(name):
     rows = rows_of(path)[0] if os.path.isfile(path) else []
     if rows and rows[0].get("machine"):
         return program.cpu_slug(rows[0]["machine"])
-    slugs = [d for d in sorted(os.listdir(RESULTS)) if os.path.exists(os.path.join(RESULTS, d, "about.json"))]
-    return next((s for s in slugs if re.search(r"-%s(\W|$)" % re.escape(s), os.path.basename(name))), "")
+    slugs = [d for d in os.listdir(RESULTS) if os.path.exists(os.path.join(RESULTS, d, "about.json"))]
+    # The longest first: one name may be the beginning of another.
+    return next((s for s in sorted(slugs, key=len, reverse=True) if re.search(r"-%s(\W|$)" % re.escape(s), os.path.basename(name))), "")
 
 
 def sources(about):

@@ -40,6 +40,9 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "longcontext"))
+import program  # noqa: E402
+
 ROOT = os.path.abspath(os.path.join(HERE, "..", ".."))
 RUNNER = os.path.join(HERE, "llama_runner.py")
 PEER = "llama-cpp-python==0.3.36"
@@ -296,25 +299,15 @@ def find_model(name):
     return subprocess.run(fetch, check=True, stdout=subprocess.PIPE).stdout.decode().strip()
 
 
-def cpu_name():
-    with open("/proc/cpuinfo") as file:
-        match = re.search(r"model name\s*:\s*(.*)", file.read())
-    return match.group(1).strip() if match else "unknown"
-
-
 def commit():
     git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE,
                          stderr=subprocess.DEVNULL, check=False)
     return git.stdout.decode().strip() or "unknown"
 
 
-def machine_slug():
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(r\)|\(tm\)|cpu|processor|@.*", "", cpu_name().lower())).strip("-")
-
-
 def write_results(rows, folder, quick):
     os.makedirs(folder, exist_ok=True)
-    stem = "%s-%s%s" % (datetime.date.today().isoformat(), machine_slug(), "-quick" if quick else "")
+    stem = "%s-%s%s" % (datetime.date.today().isoformat(), program.cpu_slug(), "-quick" if quick else "")
     path = os.path.join(folder, stem + ".csv")
     new = not os.path.exists(path)
     with open(path, "a", newline="") as file:
@@ -380,7 +373,7 @@ def main():
         model = find_model(name)
         for case in args.cases.split(","):
             say("%s %s" % (name, case))
-            head = {"date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": cpu_name(),
+            head = {"date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": program.cpu_name(),
                     "commit": commit(), "threads": args.threads, "load_before": "%.1f" % os.getloadavg()[0],
                     "model": os.path.basename(model).replace(".gguf", "")}
             found = (run_both(kvfold, llama, int(case[2:]), model, n_pairs) if case.startswith("pt") else
