@@ -1,64 +1,56 @@
 /* mm_avx2.c - prefill product with AVX2: int8 activations, weights as bytes.
  *
- * A panel of 16 weight rows is unpacked once, four k of 8 rows to a register, and multiplied with
- * all tokens, two at a time. vpmaddubsw adds two products of an unsigned and a signed byte in 16
- * bits and saturates, so how many of them may be added before widening depends on the type:
+ * Weights are unpacked in tiles of 32 rows and up to 512 k, four k of 8 rows to a register, a stack of tiles
+ * at a time, which stays in L2. Groups of tokens pass it, each group a tile at a time: both are in L1 then.
+ * So neither tokens nor tiles are read from farther away than the product takes, and sums of a longer row go
+ * on in y. One token at a time: its 16-bit, 32-bit and float sums of 32 rows, and no more, fit 16 registers.
  *
- *     4-bit codes     15 * 127 * 2 *  8 = 30480    a whole block
- *     5-bit codes     31 * 127 * 2 *  4 = 31496    half a block
- *     Q6_K, signed    32 * 127 * 2 *  4 = 32512    half a block: that of its scale
- *     Q8_0, signed   128 * 127 * 2 *  1 = 32512    one
+ * vpmaddubsw multiplies an unsigned byte, the activation raised by 128, by a signed one, the weight, which so
+ * may come from memory, adds two products in 16 bits and saturates; how many of them may be added before
+ * widening depends on the type:
  *
- * Signed weights are multiplied as |w| with the activation under w's sign.
+ *     4-bit codes, -8..7        8 * 255 * 2 * 8 = 32640    a whole block
+ *     5-bit codes, -16..15     16 * 255 * 2 * 4 = 32640    half a block
+ *     Q6_K,        -32..31     32 * 255 * 2 * 2 = 32640    half of what has one scale
+ *     Q8_0, |w|   0..128      128 * 127 * 2 * 1 = 32512    one
  *
- *     panel      [n_block][8 quads][2][8 rows][4 k] bytes, then [n_block][2][16 rows] f32 pairs
- *                (mm_unpack_q8.h)
+ * What the raising adds comes off as 128 times the sum of the weights. Q8_0 is not raised but multiplied as
+ * |w| with the activation under w's sign.
+ *
+ *     tile       [n_block][8 quads][4][8 rows][4 k] bytes, [n_block][2][32 rows] f32 pairs
+ *                (mm_unpack_q8.h), [n_block][2][32 rows] i32: -128 times the sum of a block's or half's
+ * weights
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/mm_q8.h"
 #include "backend/cpu/mm_unpack_q8.h"
 
 enum {
-    PANEL_ROWS = 16,
-    BLOCK_CODES = 32 * PANEL_ROWS, /* bytes of a block of the panel */
-    BLOCK_PAIRS = 2 * PANEL_ROWS,  /* floats */
-    TOK = 2,                       /* tokens of the largest kernel */
-    STEP = 8,                      /* blocks unpacked at a time: 256 weights of a row */
-    PANELS_MAX = 8,
-    PANELS_BYTES = 128 * 1024 /* half the L2 of a small core */
+    VECS = 4, /* of 8 rows */
+    TILE_ROWS = 8 * VECS,
+    TILE_BLOCKS = 16,            /* 512 k: 24 KiB */
+    STACK = 4,                   /* tiles: half the L2 of a small core */
+    GROUP = 8,                   /* tokens: 5 KiB */
+    QUAD = 4 * TILE_ROWS,        /* bytes */
+    BLOCK_CODES = 8 * QUAD,      /* bytes of a block of the tile */
+    BLOCK_PAIRS = 2 * TILE_ROWS, /* floats */
+    STEP = 8                     /* blocks unpacked at a time: 256 weights of a row */
 };
-
-/* What differs between types in the product. */
-typedef struct form {
-    q8_kind kind;
-    int quads; /* added in 16 bits */
-    bool is_signed;
-} form;
 
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- Unpacking ------------------------------------------------------------------------ */
 
-typedef struct panel {
-    uint8_t *code;
-    float *pair;
-} panel;
+typedef struct tile {
+    _Alignas(64) uint8_t code[TILE_BLOCKS * BLOCK_CODES];
+    float pair[TILE_BLOCKS * BLOCK_PAIRS];
+    int32_t less[TILE_BLOCKS * BLOCK_PAIRS];
+} tile;
 
-static size_t panel_bytes(int64_t n_block)
+/* One block of 8 rows of codes, 256 bytes apart: quad q to out + TILE_ROWS * 4 * q. */
+static void interleave(const uint8_t *rows, __m256i less, uint8_t *out)
 {
-    return (size_t)n_block * (BLOCK_CODES + BLOCK_PAIRS * sizeof(float));
-}
-
-static panel panel_at(void *mem, int64_t n_block)
-{
-    uint8_t *code = mem;
-    return (panel){ code, (float *)(void *)(code + n_block * BLOCK_CODES) };
-}
-
-/* One block of 8 rows of codes, 256 bytes apart: quad q to out + 64 q. */
-static void interleave(const uint8_t *rows, __m256i flip, uint8_t *out)
-{
-    for (int c = 0; c < 2; c++, out += 256) { /* lanes: rows 0..3 and 4..7, four quads each */
+    for (int c = 0; c < 2; c++, out += 4 * QUAD) { /* lanes: rows 0..3 and 4..7, four quads each */
         __m256 v[4];
         for (int i = 0; i < 4; i++) {
             const float *lo = (const float *)(const void *)(rows + 256 * i + 16 * c);
@@ -71,46 +63,126 @@ static void interleave(const uint8_t *rows, __m256i flip, uint8_t *out)
         v[2] = _mm256_shuffle_ps(b, e, 0x44);
         v[3] = _mm256_shuffle_ps(b, e, 0xee);
         for (int i = 0; i < 4; i++) {
-            __m256i q = _mm256_xor_si256(_mm256_castps_si256(v[i]), flip);
-            _mm256_store_si256((__m256i *)(void *)(out + 64 * i), q);
+            __m256i q = _mm256_sub_epi8(_mm256_castps_si256(v[i]), less);
+            _mm256_store_si256((__m256i *)(void *)(out + QUAD * i), q);
         }
     }
 }
 
-/* n <= STEP blocks of the panel. Rows past the end are zeros. */
-static void panel_step(const kvf_mm_part *part, const panel *p, int64_t row, int64_t block, int64_t n)
+/* The codes of quads q0..q1 of 8 rows, added up. */
+static __m256i sum_codes(const uint8_t *code, int q0, int q1)
 {
-    const kvf_weight *w = part->w;
+    __m256i sum = _mm256_setzero_si256();
+    const __m256i ones = _mm256_set1_epi16(1), bytes = _mm256_set1_epi8(1);
+    for (int q = q0; q < q1; q++) {
+        __m256i w = _mm256_load_si256((const __m256i *)(const void *)(code + QUAD * q));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, w), ones));
+    }
+    return sum;
+}
+
+/* What x + 128 makes too much of: of 8 rows and a block, or each half of it. */
+static void put_less(q8_kind kind, const uint8_t *code, int32_t *less)
+{
+    int n = kind == Q8_HALF ? 2 : 1, span = 8 / n;
+    for (int half = 0; half < n; half++) {
+        __m256i sum = sum_codes(code, half * span, half * span + span);
+        _mm256_store_si256((__m256i *)(void *)(less + half * TILE_ROWS),
+                           _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sum, 7)));
+    }
+}
+
+/* What is taken off the unsigned codes of mm_unpack_q8.h. */
+static int middle(kvf_dtype type)
+{
+    switch (type) {
+    case KVF_DTYPE_Q4_1:
+    case KVF_DTYPE_Q4_K: return 8;
+    case KVF_DTYPE_Q5_1:
+    case KVF_DTYPE_Q5_K: return 16;
+    default: return q8_offset(type);
+    }
+}
+
+/* s * u - m = s * (u - off) - (m - off * s), for 8 rows of n blocks. */
+static void lower_mins(float *pair, int64_t n, float off)
+{
+    for (; n > 0; n--, pair += BLOCK_PAIRS) {
+        __m256 s = _mm256_load_ps(pair), m = _mm256_load_ps(pair + TILE_ROWS);
+        _mm256_store_ps(pair + TILE_ROWS, _mm256_fnmadd_ps(_mm256_set1_ps(off), s, m));
+    }
+}
+
+/* n <= STEP blocks from `block` on, to place `at` of the tile. Rows past the end are zeros. */
+static void tile_step(const kvf_mm_part *part, tile *w, int64_t row, int64_t block, int64_t at, int64_t n)
+{
+    const kvf_weight *from = part->w;
     _Alignas(64) uint8_t rows[8 * 256];
-    /* Q8_0 comes as w + 128; here it is wanted signed. */
-    __m256i flip = _mm256_set1_epi8(w->type == KVF_DTYPE_Q8_0 ? (char)0x80 : 0);
-    for (int64_t half = 0; half < 2; half++) {
+    q8_kind kind = q8_kind_of(from->type);
+    int off = middle(from->type);
+    __m256i less = _mm256_set1_epi8((char)off);
+    for (int64_t v = 0; v < VECS; v++) {
         for (int64_t i = 0; i < 8; i++) {
-            int64_t r = row + 8 * half + i;
-            q8_row_out o = { rows + 256 * i, p->pair + block * BLOCK_PAIRS + 8 * half + i, PANEL_ROWS,
-                             BLOCK_PAIRS };
+            int64_t r = row + 8 * v + i;
+            q8_row_out o = { rows + 256 * i, w->pair + at * BLOCK_PAIRS + 8 * v + i, TILE_ROWS, BLOCK_PAIRS };
             if (r < part->row1) {
-                q8_unpack(w->type, (const uint8_t *)w->data + (size_t)r * w->row_bytes, block, n, &o);
+                q8_unpack(from->type, (const uint8_t *)from->data + (size_t)r * from->row_bytes, block, n,
+                          &o);
                 continue;
             }
             memset(o.code, 0, 256);
             for (int64_t b = 0; b < n; b++) q8_put_pair(&o, b, 0, 0);
         }
-        for (int64_t b = 0; b < n; b++)
-            interleave(rows + 32 * b, flip, p->code + (block + b) * BLOCK_CODES + 32 * half);
+        if (kind == Q8_MIN) lower_mins(w->pair + at * BLOCK_PAIRS + 8 * v, n, (float)off);
+        for (int64_t b = 0; b < n; b++) {
+            uint8_t *code = w->code + (at + b) * BLOCK_CODES + 32 * v;
+            interleave(rows + 32 * b, less, code);
+            put_less(kind, code, w->less + (at + b) * BLOCK_PAIRS + 8 * v);
+        }
+    }
+}
+
+/* ---- Tokens --------------------------------------------------------------------------- */
+
+/* A group of tokens, of the k of a tile: quants raised by 128 (not of Q8_0), scales, sums of quants. */
+typedef struct tokens {
+    _Alignas(64) int8_t q[GROUP][TILE_BLOCKS * 32];
+    float d[GROUP][TILE_BLOCKS], sum[GROUP][TILE_BLOCKS];
+} tokens;
+
+/* A token's three arrays are padded to 64 bytes, so whole vectors may be read. */
+static void token_at(tokens *k, int i, const kvf_q8_row *x, kvf_dtype type, int64_t n)
+{
+    __m256i raise = _mm256_set1_epi8(type == KVF_DTYPE_Q8_0 ? 0 : (char)0x80);
+    for (int64_t b = 0; b < n; b++) {
+        __m256i v = q8_load32((const uint8_t *)x->q + 32 * b);
+        _mm256_store_si256((__m256i *)(void *)(k->q[i] + 32 * b), _mm256_xor_si256(v, raise));
+    }
+    for (int64_t b = 0; b < n; b += 8) {
+        _mm256_store_ps(k->d[i] + b, _mm256_loadu_ps(x->d + b));
+        _mm256_store_ps(k->sum[i] + b, _mm256_cvtepi32_ps(q8_load32((const uint8_t *)(x->sum + b))));
+    }
+}
+
+static void tokens_at(tokens *k, const kvf_mm_part *p, int64_t tok, int64_t n_tok, int64_t block, int64_t n)
+{
+    for (int i = 0; i < n_tok; i++) {
+        kvf_q8_row x = kvf_q8_row_at(p->x, tok + i, p->w->n_in);
+        x.q += 32 * block, x.d += block, x.sum += block;
+        token_at(k, i, &x, p->w->type, n);
     }
 }
 
 /* ---- Product -------------------------------------------------------------------------- */
 
-/* Up to TOK tokens: their packed rows. */
-typedef struct tokens {
-    const int8_t *q[TOK];
-    const float *d[TOK];
-    const int32_t *sum[TOK];
-} tokens;
-
 #define INLINE static inline __attribute__((always_inline))
+
+/* What differs between types in the product: quads are added in 16 bits. */
+typedef struct form {
+    q8_kind kind;
+    int quads;
+    bool by_sign; /* Q8_0 */
+} form;
 
 INLINE __m256i four(const int8_t *q)
 {
@@ -119,145 +191,151 @@ INLINE __m256i four(const int8_t *q)
     return _mm256_set1_epi32(v);
 }
 
-INLINE __m256i pairs_of(__m256i w, __m256i x, bool is_signed)
+INLINE __m256i pairs_of(const __m256i *w, __m256i x, bool by_sign)
 {
-    return is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                     : _mm256_maddubs_epi16(w, x);
+    return by_sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w))
+                   : _mm256_maddubs_epi16(x, *w);
 }
 
-/* s[2t], s[2t + 1] += products of quads q0..q1 of a block for 16 rows and token t. */
-INLINE void dots(const uint8_t *code, const int8_t *const *x, int q0, int q1, int n_tok, bool is_signed,
-                 __m256i *s)
+#define UNROLLED _Pragma("GCC unroll 8")
+
+/* A sum is complete here. Compilers otherwise put additions off, with more unfinished than there are
+ * registers. */
+#define DONE(v) __asm__ volatile("" : "+x"(v))
+
+/* h = products of quads q0..q1 of a block, of all rows, in pairs. */
+INLINE void dots(const uint8_t *code, const int8_t *x, int q0, int q1, bool by_sign, __m256i *h)
 {
-    __m256i h[2 * TOK];
+    UNROLLED
     for (int q = q0; q < q1; q++) {
-        __m256i w0 = _mm256_load_si256((const __m256i *)(const void *)(code + 64 * q));
-        __m256i w1 = _mm256_load_si256((const __m256i *)(const void *)(code + 64 * q + 32));
-        for (int t = 0; t < n_tok; t++) {
-            __m256i v = four(x[t] + 4 * q), a = pairs_of(w0, v, is_signed), b = pairs_of(w1, v, is_signed);
-            h[2 * t] = q == q0 ? a : _mm256_add_epi16(h[2 * t], a);
-            h[2 * t + 1] = q == q0 ? b : _mm256_add_epi16(h[2 * t + 1], b);
+        __m256i v = four(x + 4 * q);
+        const __m256i *w = (const __m256i *)(const void *)(code + QUAD * q);
+        for (int r = 0; r < VECS; r++) {
+            h[r] =
+                q == q0 ? pairs_of(w + r, v, by_sign) : _mm256_add_epi16(h[r], pairs_of(w + r, v, by_sign));
+            DONE(h[r]);
         }
     }
-    for (int t = 0; t < 2 * n_tok; t++)
-        s[t] = _mm256_add_epi32(s[t], _mm256_madd_epi16(h[t], _mm256_set1_epi16(1)));
 }
 
-INLINE void kernel(const panel *p, const tokens *k, int64_t n_block, form m, int off, int n_tok, __m256 *f)
+/* s = products of quads q0..q1 in 32 bits. */
+INLINE void sums(const uint8_t *code, const int8_t *x, int q0, int q1, form m, __m256i *s)
 {
-    const uint8_t *code = p->code;
-    const float *pair = p->pair;
-    const int8_t *x[TOK];
-    for (int t = 0; t < n_tok; t++) x[t] = k->q[t];
-    for (int t = 0; t < 2 * n_tok; t++) f[t] = _mm256_setzero_ps();
+    UNROLLED
+    for (int q = q0; q < q1; q += m.quads) {
+        __m256i h[VECS];
+        dots(code, x, q, q + m.quads, m.by_sign, h);
+        for (int r = 0; r < VECS; r++) {
+            __m256i wide = _mm256_madd_epi16(h[r], _mm256_set1_epi16(1));
+            s[r] = q == q0 ? wide : _mm256_add_epi32(s[r], wide);
+            DONE(s[r]);
+        }
+    }
+}
+
+/* f = the tile's rows times token t of the group. */
+INLINE void kernel(const tile *w, const tokens *k, int t, int64_t n_block, form m, __m256 *f)
+{
+    const uint8_t *code = w->code;
+    const float *pair = w->pair;
+    const int32_t *less = w->less;
+    const int8_t *x = k->q[t];
+    for (int r = 0; r < VECS; r++) f[r] = _mm256_setzero_ps();
     int n_half = m.kind == Q8_HALF ? 2 : 1, span = 8 / n_half;
-    for (int64_t b = 0; b < n_block; b++, code += BLOCK_CODES, pair += BLOCK_PAIRS) {
+    for (int64_t b = 0; b < n_block;
+         b++, code += BLOCK_CODES, pair += BLOCK_PAIRS, less += BLOCK_PAIRS, x += 32) {
+        UNROLLED
         for (int half = 0; half < n_half; half++) {
-            __m256i s[2 * TOK];
-            for (int t = 0; t < 2 * n_tok; t++)
-                s[t] = off ? _mm256_set1_epi32(-off * k->sum[t / 2][b]) : _mm256_setzero_si256();
-            for (int q = half * span; q < (half + 1) * span; q += m.quads)
-                dots(code, x, q, q + m.quads, n_tok, m.is_signed, s);
-            for (int t = 0; t < 2 * n_tok; t++) {
-                const float *scale = pair + half * PANEL_ROWS + (t & 1) * 8;
-                __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(s[t]), _mm256_load_ps(scale));
-                if (m.kind == Q8_MIN) {
-                    __m256 sum = _mm256_set1_ps((float)k->sum[t / 2][b]);
-                    v = _mm256_fnmadd_ps(_mm256_load_ps(scale + PANEL_ROWS), sum, v);
-                }
-                f[t] = _mm256_fmadd_ps(v, _mm256_set1_ps(k->d[t / 2][b]), f[t]);
+            __m256i s[VECS];
+            sums(code, x, half * span, (half + 1) * span, m, s);
+            __m256 d = _mm256_set1_ps(k->d[t][b]);
+            for (int r = 0; r < VECS; r++) {
+                int at = half * TILE_ROWS + 8 * r;
+                if (!m.by_sign)
+                    s[r] =
+                        _mm256_add_epi32(s[r], _mm256_load_si256((const __m256i *)(const void *)(less + at)));
+                __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(s[r]), _mm256_load_ps(pair + at));
+                if (m.kind == Q8_MIN)
+                    v = _mm256_fnmadd_ps(_mm256_load_ps(pair + at + TILE_ROWS), _mm256_set1_ps(k->sum[t][b]),
+                                         v);
+                f[r] = _mm256_fmadd_ps(v, d, f[r]);
             }
         }
-        for (int t = 0; t < n_tok; t++) x[t] += 32;
     }
 }
 
-static void to_y(const kvf_mm_part *p, int64_t row, int64_t tok, int n_tok, const __m256 *f)
+/* Sums of a tile and a token to y; `first` is the row's first tile, which brings the bias. */
+static void to_y_whole(const kvf_mm_part *p, int64_t row, float *y, bool first, const __m256 *f)
 {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    for (int j = 0; j < 2; j++) {
-        int64_t r = row + 8 * j, n = at_most(p->row1 - r, 8);
-        if (n <= 0) return;
-        __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), lane);
-        __m256 bias = p->bias ? _mm256_maskload_ps(p->bias + r, m) : _mm256_setzero_ps();
-        for (int t = 0; t < n_tok; t++) {
-            float *y = p->y + (tok + t) * p->y_stride + r;
-            __m256 v = _mm256_add_ps(f[2 * t + j], bias);
-            if (p->accumulate) v = _mm256_add_ps(v, _mm256_maskload_ps(y, m));
-            _mm256_maskstore_ps(y, m, v);
-        }
+    for (int j = 0; j < VECS; j++) {
+        __m256 v = first && p->bias ? _mm256_add_ps(f[j], _mm256_loadu_ps(p->bias + row + 8 * j)) : f[j];
+        if (p->accumulate || !first) v = _mm256_add_ps(v, _mm256_loadu_ps(y + 8 * j));
+        _mm256_storeu_ps(y + 8 * j, v);
+    }
+}
+
+static void to_y(const kvf_mm_part *p, int64_t row, int64_t tok, bool first, const __m256 *f)
+{
+    float *y = p->y + tok * p->y_stride + row;
+    if (row + TILE_ROWS <= p->row1) {
+        to_y_whole(p, row, y, first, f);
+        return;
+    }
+    const float *v = (const float *)(const void *)f;
+    for (int64_t i = 0; i < p->row1 - row; i++) {
+        float sum = first && p->bias ? v[i] + p->bias[row + i] : v[i];
+        y[i] = p->accumulate || !first ? y[i] + sum : sum;
     }
 }
 
 /* One kernel per form: the constants unroll it. */
-INLINE void product(kvf_dtype type, const panel *w, const tokens *k, int64_t n_block, int n_tok, __m256 *f)
+INLINE void product(kvf_dtype type, const tile *w, const tokens *k, int t, int64_t n_block, __m256 *f)
 {
     switch (type) {
-    case KVF_DTYPE_Q4_0: kernel(w, k, n_block, (form){ Q8_SYM, 8, false }, 8, n_tok, f); break;
-    case KVF_DTYPE_Q5_0: kernel(w, k, n_block, (form){ Q8_SYM, 4, false }, 16, n_tok, f); break;
-    case KVF_DTYPE_Q8_0: kernel(w, k, n_block, (form){ Q8_SYM, 1, true }, 0, n_tok, f); break;
-    case KVF_DTYPE_Q6_K: kernel(w, k, n_block, (form){ Q8_HALF, 4, true }, 0, n_tok, f); break;
+    case KVF_DTYPE_Q4_0: kernel(w, k, t, n_block, (form){ Q8_SYM, 8, false }, f); break;
+    case KVF_DTYPE_Q5_0: kernel(w, k, t, n_block, (form){ Q8_SYM, 4, false }, f); break;
+    case KVF_DTYPE_Q8_0: kernel(w, k, t, n_block, (form){ Q8_SYM, 1, true }, f); break;
+    case KVF_DTYPE_Q6_K: kernel(w, k, t, n_block, (form){ Q8_HALF, 2, false }, f); break;
     case KVF_DTYPE_Q4_1:
-    case KVF_DTYPE_Q4_K: kernel(w, k, n_block, (form){ Q8_MIN, 8, false }, 0, n_tok, f); break;
-    default: kernel(w, k, n_block, (form){ Q8_MIN, 4, false }, 0, n_tok, f); break; /* Q5_1, Q5_K */
+    case KVF_DTYPE_Q4_K: kernel(w, k, t, n_block, (form){ Q8_MIN, 8, false }, f); break;
+    default: kernel(w, k, t, n_block, (form){ Q8_MIN, 4, false }, f); break; /* Q5_1, Q5_K */
     }
-}
-
-static void product_2(const kvf_mm_part *p, const panel *w, const tokens *k, int64_t row, int64_t tok)
-{
-    __m256 f[2 * TOK];
-    product(p->w->type, w, k, p->w->n_in / 32, 2, f);
-    to_y(p, row, tok, 2, f);
-}
-
-static void product_1(const kvf_mm_part *p, const panel *w, const tokens *k, int64_t row, int64_t tok)
-{
-    __m256 f[2 * TOK];
-    product(p->w->type, w, k, p->w->n_in / 32, 1, f);
-    to_y(p, row, tok, 1, f);
 }
 
 /* ---- Run ------------------------------------------------------------------------------ */
 
-static int64_t panels_at_once(int64_t n_in)
-{
-    int64_t n = PANELS_BYTES / (int64_t)panel_bytes(n_in / 32);
-    return n < 1 ? 1 : at_most(n, PANELS_MAX);
-}
+typedef struct scratch {
+    tile tiles[STACK];
+    tokens k;
+} scratch;
 
 static size_t scratch_bytes(kvf_dtype type, int64_t n_tok, int64_t n_in)
 {
-    (void)type, (void)n_tok;
-    return (size_t)panels_at_once(n_in) * panel_bytes(n_in / 32);
+    (void)type, (void)n_tok, (void)n_in;
+    return sizeof(scratch);
 }
 
 static void run(const kvf_mm_part *p)
 {
-    int64_t n_in = p->w->n_in, n_block = n_in / 32, n_panel = panels_at_once(n_in);
-    size_t bytes = panel_bytes(n_block);
-    uint8_t *mem = p->scratch;
-    for (int64_t row = p->row0; row < p->row1; row += n_panel * PANEL_ROWS) {
-        int64_t n = at_most(n_panel, (p->row1 - row + PANEL_ROWS - 1) / PANEL_ROWS);
-        for (int64_t i = 0; i < n; i++) {
-            panel w = panel_at(mem + (size_t)i * bytes, n_block);
-            for (int64_t b = 0; b < n_block; b += STEP)
-                panel_step(p, &w, row + i * PANEL_ROWS, b, at_most(STEP, n_block - b));
-        }
-        for (int64_t tok = 0; tok < p->n_tok; tok += TOK) {
-            int step = p->n_tok - tok >= TOK ? TOK : 1;
-            tokens k;
-            for (int t = 0; t < step; t++) {
-                kvf_q8_row x = kvf_q8_row_at(p->x, tok + t, n_in);
-                k.q[t] = x.q;
-                k.d[t] = x.d;
-                k.sum[t] = x.sum;
-            }
-            for (int64_t i = 0; i < n; i++) {
-                panel w = panel_at(mem + (size_t)i * bytes, n_block);
-                if (step == TOK)
-                    product_2(p, &w, &k, row + i * PANEL_ROWS, tok);
-                else
-                    product_1(p, &w, &k, row + i * PANEL_ROWS, tok);
+    int64_t n_block = p->w->n_in / 32;
+    scratch *m = p->scratch;
+    for (int64_t row = p->row0; row < p->row1; row += STACK * TILE_ROWS) {
+        int64_t n_tile = at_most(STACK, (p->row1 - row + TILE_ROWS - 1) / TILE_ROWS);
+        for (int64_t block = 0; block < n_block; block += TILE_BLOCKS) {
+            int64_t n = at_most(TILE_BLOCKS, n_block - block);
+            for (int64_t i = 0; i < n_tile; i++)
+                for (int64_t b = 0; b < n; b += STEP)
+                    tile_step(p, &m->tiles[i], row + i * TILE_ROWS, block + b, b, at_most(STEP, n - b));
+            for (int64_t tok = 0; tok < p->n_tok; tok += GROUP) {
+                int64_t n_tok = at_most(GROUP, p->n_tok - tok);
+                tokens_at(&m->k, p, tok, n_tok, block, n);
+                for (int64_t i = 0; i < n_tile; i++) {
+                    for (int t = 0; t < n_tok; t++) {
+                        __m256 f[VECS];
+                        product(p->w->type, &m->tiles[i], &m->k, t, n, f);
+                        to_y(p, row + i * TILE_ROWS, tok + t, block == 0, f);
+                    }
+                }
             }
         }
     }
@@ -265,7 +343,7 @@ static void run(const kvf_mm_part *p)
 
 const kvf_mm_kernel kvf_mm_avx2_q8 = { .name = "avx2_int8",
                                        .x_form = KVF_X_Q8,
-                                       .row_align = PANEL_ROWS,
+                                       .row_align = TILE_ROWS,
                                        .x_bytes = kvf_q8_x_bytes,
                                        .pack_align = 1,
                                        .pack = kvf_q8_pack_avx2,
