@@ -163,16 +163,18 @@ class Kvfold:
 # ---- Surroundings -------------------------------------------------------------------------
 
 # What a hypervisor calls "AMD EPYC" and no more may be any of these; figures of one are none of another.
+AMD_CORES = {23: [("Zen", 0x00, 0x2f), ("Zen", 0x50, 0x5f), ("Zen 2", 0x30, 0x4f), ("Zen 2", 0x60, 0x7f), ("Zen 2", 0x90, 0xaf)],
+             25: [("Zen 3", 0x00, 0x0f), ("Zen 3", 0x20, 0x5f), ("Zen 4", 0x10, 0x1f), ("Zen 4", 0x60, 0xaf)],
+             26: [("Zen 5", 0x00, 0x2f), ("Zen 5", 0x40, 0x4f), ("Zen 5", 0x60, 0x7f)]}
+
+
 def amd_core(family, model):
-    if family == 23:
-        return "Zen 2" if model >= 0x30 else "Zen"
-    if family == 25:
-        return "Zen 4" if 0x10 <= model < 0x20 or 0x60 <= model < 0x80 or model >= 0xa0 else "Zen 3"
-    return "Zen 5" if family == 26 else "family %d" % family
+    known = (core for core, first, last in AMD_CORES.get(family, []) if first <= model <= last)
+    return next(known, "family %d model %d" % (family, model))
 
 
 def cpu_name(path="/proc/cpuinfo"):
-    """The processor's name, with its core where the name has no number of a product ("AMD EPYC Zen 3")."""
+    """The processor's name; of AMD's without a number of a product with its core ("AMD EPYC Zen 3")."""
     with open(path, encoding="utf-8") as file:
         told = dict(re.findall(r"^([a-z][a-z _]*?)\s*:[ \t]*(.*)$", file.read().split("\n\n")[0], re.MULTILINE))
     name = told.get("model name", "").strip() or "unknown"

@@ -52,7 +52,7 @@ static bool takes(const kernel_row *row, kvf_dtype type)
 
 /* ---- One product ------------------------------------------------------------------------ */
 
-typedef enum x_kind { X_RANDOM, X_ZERO_ROWS, X_EXTREME, X_HUGE, X_TINY } x_kind;
+typedef enum x_kind { X_RANDOM, X_ZERO_ROWS, X_EXTREME, X_HIGH, X_LOW, X_HUGE, X_TINY } x_kind;
 
 typedef struct problem {
     kvf_weight w;
@@ -61,6 +61,7 @@ typedef struct problem {
     float *want, *mass;   /* [n_tok][n_out]: reference, sum of absolute terms */
     guarded weights;
     bool accumulate;
+    bool whole; /* run in one part */
     weight_kind wk;
     x_kind xk;
 } problem;
@@ -78,6 +79,8 @@ static float test_x(x_kind kind, int64_t t, int64_t k, uint64_t *seed)
     switch (kind) {
     case X_ZERO_ROWS: return t % 2 ? r : 0.0f;
     case X_EXTREME: return k % 5 == 4 ? -1.0f : 1.0f; /* q is 127 or -127 everywhere */
+    case X_HIGH: return 1.0f;
+    case X_LOW: return -1.0f;
     case X_HUGE: return r * 1e30f;
     case X_TINY: return r * 1e-30f;
     default: return k % 37 == 0 ? 20.0f * r : r; /* with outliers, as activations have */
@@ -150,14 +153,17 @@ static float *run(const kvf_mm_kernel *k, const problem *p, uint64_t *seed)
     guarded x = guarded_alloc(k->x_bytes(p->n_tok, n_in), 64);
     guarded scratch = guarded_alloc(k->scratch_bytes(p->w.type, p->n_tok, n_in) + 1, 64);
     memset(x.data, 0xa5, k->x_bytes(p->n_tok, n_in));
+    memset(scratch.data, 0xa5, k->scratch_bytes(p->w.type, p->n_tok, n_in));
     float *y = get((size_t)(p->n_tok * p->y_stride), sizeof *y);
     memcpy(y, p->y0, (size_t)(p->n_tok * p->y_stride) * sizeof *y);
+    for (int64_t i = 0; i < p->n_tok * p->y_stride; i++) /* what is not to be read is not read */
+        if (!p->accumulate && i % p->y_stride < n_out) y[i] = NAN;
     k->pack(p->x, p->n_tok, n_in, cut, p->n_tok, x.data);
     if (cut) k->pack(p->x, p->n_tok, n_in, 0, cut, x.data);
     for (int64_t row = 0; row < n_out;) {
         int64_t steps = 1 + (int64_t)(test_rng(seed) % 3) * n_out / 2 / k->row_align;
         int64_t next = row + steps * k->row_align;
-        if (next > n_out) next = n_out;
+        if (next > n_out || p->whole) next = n_out;
         kvf_mm_part part = { &p->w,   x.data, p->n_tok,    row,           next,
                              p->bias, y,      p->y_stride, p->accumulate, scratch.data };
         k->run(&part);
@@ -200,7 +206,8 @@ static void compare(problem *p, uint64_t *seed)
         const kernel_row *row = &kernels[i];
         bool half_only = p->w.n_in % 32 != 0 && row->ref == &kvf_mm_ref_bf16;
         if (!takes(row, p->w.type) || (flags & row->flags) != row->flags || half_only) continue;
-        int32_t form = row->k->x_form == KVF_X_BF16_TILES ? KVF_X_BF16 : row->k->x_form; /* same arithmetic, other order */
+        int32_t form = row->k->x_form == KVF_X_BF16_TILES ? KVF_X_BF16
+                                                          : row->k->x_form; /* same arithmetic, other order */
         cr_assert_eq(form, row->ref->x_form);
         if (row->ref != ref) {
             ref = row->ref;
@@ -269,7 +276,27 @@ Test(mm, extreme_quants_do_not_saturate)
     for (int t = 0; t < N_TEST_TYPES; t++)
         for (int w = W_LOW; w <= W_HIGH; w++)
             for (int64_t n_tok = 1; n_tok <= 16; n_tok += 5)
-                one(test_types[t], 33, 896, n_tok, (weight_kind)w, X_EXTREME, &seed);
+                for (int x = X_EXTREME; x <= X_LOW; x++)
+                    one(test_types[t], 33, x == X_EXTREME ? 896 : 256, n_tok, (weight_kind)w, (x_kind)x,
+                        &seed);
+}
+
+/* More rows, tokens and k than any kernel takes at once, in one part, with all that can be added to. */
+Test(mm, all_loops_go_round_at_once)
+{
+    static const int64_t shape[] = { 161, 2304, 17 };
+    uint64_t seed = 0xd1342543de82ef95u;
+    for (int t = 0; t < N_TEST_TYPES; t++) {
+        for (int i = 0; i < 4; i++) {
+            problem p = make(test_types[t], shape, W_RANDOM, X_RANDOM, &seed);
+            if (!p.bias && (i & 1)) p.bias = get((size_t)shape[0], sizeof *p.bias);
+            for (int64_t r = 0; p.bias && r < shape[0]; r++) p.bias[r] = i & 1 ? test_real(&seed) : 0.0f;
+            p.accumulate = i & 2;
+            p.whole = true;
+            compare(&p, &seed);
+            drop(&p);
+        }
+    }
 }
 
 Test(mm, zero_huge_and_subnormal_numbers_agree)

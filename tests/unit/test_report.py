@@ -34,6 +34,7 @@ import scale  # noqa: E402
 import sheets  # noqa: E402
 import stats  # noqa: E402
 import tasks  # noqa: E402
+import program  # noqa: E402
 
 
 def answer(engine, ident, score, first_s=1.0, **more):
@@ -459,6 +460,29 @@ class Others(unittest.TestCase):
             about = json.load(file)
         for source in others.sources(about):
             self.assertTrue("`bench/results/%s`" % source.name in text, source.name + ": run bench/report/run.py --report")
+
+
+class Machines(unittest.TestCase):
+    def name(self, vendor, family, model, name):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("processor\t: 0\nvendor_id\t: %s\ncpu family\t: %d\nmodel\t\t: %d\nmodel name\t: %s\nflags\t\t: fpu avx2\n\n"
+                       "processor\t: 1\nmodel\t\t: 99\nmodel name\t: Other\n" % (vendor, family, model, name))
+            file.flush()
+            return program.cpu_name(file.name)
+
+    def test_a_name_without_a_number_gets_its_core(self):
+        self.assertEqual(self.name("AuthenticAMD", 25, 1, "AMD EPYC"), "AMD EPYC Zen 3")
+        self.assertEqual(self.name("AuthenticAMD", 25, 0x11, "AMD EPYC"), "AMD EPYC Zen 4")
+        self.assertEqual(self.name("AuthenticAMD", 26, 2, "AMD EPYC"), "AMD EPYC Zen 5")
+        self.assertEqual(self.name("AuthenticAMD", 26, 0x90, "AMD EPYC"), "AMD EPYC family 26 model 144")
+
+    def test_other_names_stay(self):
+        self.assertEqual(self.name("AuthenticAMD", 25, 1, "AMD EPYC 7763 64-Core Processor"), "AMD EPYC 7763 64-Core Processor")
+        self.assertEqual(self.name("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Processor"), "Intel(R) Xeon(R) Processor")
+
+    def test_a_file_is_of_the_machine_with_the_longest_name(self):
+        self.assertEqual(others.machine_of("speed_long/2026-12-01-amd-epyc-zen-5-first.jsonl"), "amd-epyc-zen-5")
+        self.assertEqual(others.machine_of("speed_long/2026-12-01-unknown-first.jsonl"), "")
 
 
 class Readme(unittest.TestCase):

@@ -12,14 +12,15 @@
  *     4-bit codes, -8..7        8 * 255 * 2 * 8 = 32640    a whole block
  *     5-bit codes, -16..15     16 * 255 * 2 * 4 = 32640    half a block
  *     Q6_K,        -32..31     32 * 255 * 2 * 2 = 32640    half of what has one scale
- *     Q8_0, |w|   0..128      128 * 127 * 2 * 1 = 32512    one
+ *     Q8_0, |w|     0..128    128 * 127 * 2 * 1 = 32512    one
  *
- * What the raising adds comes off as 128 times the sum of the weights. Q8_0 is not raised but multiplied as
- * |w| with the activation under w's sign.
+ * What the raising adds comes off as 128 times the sum of the weights. Codes of types with a minimum are made
+ * signed too, and what that takes away comes back as 8 or 16 times the sum of the activations. All this is in
+ * integers. Q8_0 is not raised but multiplied as |w| with the activation under w's sign; widened to 16 bits
+ * for vpmaddwd it takes as long.
  *
  *     tile       [n_block][8 quads][4][8 rows][4 k] bytes, [n_block][2][32 rows] f32 pairs
- *                (mm_unpack_q8.h), [n_block][2][32 rows] i32: -128 times the sum of a block's or half's
- * weights
+ *                (mm_unpack_q8.h), [n_block][2][32 rows] i32: -128 times the weights of a block or half
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/mm_q8.h"
@@ -29,7 +30,7 @@ enum {
     VECS = 4, /* of 8 rows */
     TILE_ROWS = 8 * VECS,
     TILE_BLOCKS = 16,            /* 512 k: 24 KiB */
-    STACK = 4,                   /* tiles: half the L2 of a small core */
+    STACK = 4,                   /* tiles: 96 KiB, of an L2 of 256 or more */
     GROUP = 8,                   /* tokens: 5 KiB */
     QUAD = 4 * TILE_ROWS,        /* bytes */
     BLOCK_CODES = 8 * QUAD,      /* bytes of a block of the tile */
@@ -47,8 +48,10 @@ typedef struct tile {
     int32_t less[TILE_BLOCKS * BLOCK_PAIRS];
 } tile;
 
-/* One block of 8 rows of codes, 256 bytes apart: quad q to out + TILE_ROWS * 4 * q. */
-static void interleave(const uint8_t *rows, __m256i less, uint8_t *out)
+static void put(void *at, __m256i v) { _mm256_store_si256(at, v); }
+
+/* One block of 8 rows of codes, 256 bytes apart, less `off`: quad q to out + QUAD * q. */
+static void interleave(const uint8_t *rows, int off, uint8_t *out)
 {
     for (int c = 0; c < 2; c++, out += 4 * QUAD) { /* lanes: rows 0..3 and 4..7, four quads each */
         __m256 v[4];
@@ -63,36 +66,33 @@ static void interleave(const uint8_t *rows, __m256i less, uint8_t *out)
         v[2] = _mm256_shuffle_ps(b, e, 0x44);
         v[3] = _mm256_shuffle_ps(b, e, 0xee);
         for (int i = 0; i < 4; i++) {
-            __m256i q = _mm256_sub_epi8(_mm256_castps_si256(v[i]), less);
-            _mm256_store_si256((__m256i *)(void *)(out + QUAD * i), q);
+            __m256i q = _mm256_sub_epi8(_mm256_castps_si256(v[i]), _mm256_set1_epi8((char)off));
+            put(out + QUAD * i, q);
         }
     }
 }
 
-/* The codes of quads q0..q1 of 8 rows, added up. */
-static __m256i sum_codes(const uint8_t *code, int q0, int q1)
+/* -128 times the codes of four quads of 8 rows. */
+static __m256i less_of(const uint8_t *code)
 {
+    const __m256i bytes = _mm256_set1_epi8(1);
     __m256i sum = _mm256_setzero_si256();
-    const __m256i ones = _mm256_set1_epi16(1), bytes = _mm256_set1_epi8(1);
-    for (int q = q0; q < q1; q++) {
+    for (int q = 0; q < 4; q++) {
         __m256i w = _mm256_load_si256((const __m256i *)(const void *)(code + QUAD * q));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, w), ones));
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(bytes, w));
     }
-    return sum;
+    return _mm256_madd_epi16(sum, _mm256_set1_epi16(-128));
 }
 
-/* What x + 128 makes too much of: of 8 rows and a block, or each half of it. */
+/* What takes back that x is 128 too large: of 8 rows and a block, or each half of it. */
 static void put_less(q8_kind kind, const uint8_t *code, int32_t *less)
 {
-    int n = kind == Q8_HALF ? 2 : 1, span = 8 / n;
-    for (int half = 0; half < n; half++) {
-        __m256i sum = sum_codes(code, half * span, half * span + span);
-        _mm256_store_si256((__m256i *)(void *)(less + half * TILE_ROWS),
-                           _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sum, 7)));
-    }
+    __m256i first = less_of(code), second = less_of(code + 4 * QUAD);
+    put(less, kind == Q8_HALF ? first : _mm256_add_epi32(first, second));
+    if (kind == Q8_HALF) put(less + TILE_ROWS, second);
 }
 
-/* What is taken off the unsigned codes of mm_unpack_q8.h. */
+/* What is taken off the codes of mm_unpack_q8.h, so that they are signed; Q6_K's are. */
 static int middle(kvf_dtype type)
 {
     switch (type) {
@@ -104,23 +104,13 @@ static int middle(kvf_dtype type)
     }
 }
 
-/* s * u - m = s * (u - off) - (m - off * s), for 8 rows of n blocks. */
-static void lower_mins(float *pair, int64_t n, float off)
-{
-    for (; n > 0; n--, pair += BLOCK_PAIRS) {
-        __m256 s = _mm256_load_ps(pair), m = _mm256_load_ps(pair + TILE_ROWS);
-        _mm256_store_ps(pair + TILE_ROWS, _mm256_fnmadd_ps(_mm256_set1_ps(off), s, m));
-    }
-}
-
-/* n <= STEP blocks from `block` on, to place `at` of the tile. Rows past the end are zeros. */
+/* n <= STEP blocks from `block` on, to place `at` of the tile. Rows past the end have scale zero. */
 static void tile_step(const kvf_mm_part *part, tile *w, int64_t row, int64_t block, int64_t at, int64_t n)
 {
     const kvf_weight *from = part->w;
     _Alignas(64) uint8_t rows[8 * 256];
     q8_kind kind = q8_kind_of(from->type);
     int off = middle(from->type);
-    __m256i less = _mm256_set1_epi8((char)off);
     for (int64_t v = 0; v < VECS; v++) {
         for (int64_t i = 0; i < 8; i++) {
             int64_t r = row + 8 * v + i;
@@ -133,10 +123,9 @@ static void tile_step(const kvf_mm_part *part, tile *w, int64_t row, int64_t blo
             memset(o.code, 0, 256);
             for (int64_t b = 0; b < n; b++) q8_put_pair(&o, b, 0, 0);
         }
-        if (kind == Q8_MIN) lower_mins(w->pair + at * BLOCK_PAIRS + 8 * v, n, (float)off);
         for (int64_t b = 0; b < n; b++) {
             uint8_t *code = w->code + (at + b) * BLOCK_CODES + 32 * v;
-            interleave(rows + 32 * b, less, code);
+            interleave(rows + 32 * b, off, code);
             put_less(kind, code, w->less + (at + b) * BLOCK_PAIRS + 8 * v);
         }
     }
@@ -144,23 +133,25 @@ static void tile_step(const kvf_mm_part *part, tile *w, int64_t row, int64_t blo
 
 /* ---- Tokens --------------------------------------------------------------------------- */
 
-/* A group of tokens, of the k of a tile: quants raised by 128 (not of Q8_0), scales, sums of quants. */
+/* A group of tokens, of the k of a tile: quants raised by 128 (not for Q8_0), scales, sums of quants, and
+ * these times what the weights were lowered by. */
 typedef struct tokens {
-    _Alignas(64) int8_t q[GROUP][TILE_BLOCKS * 32];
+    _Alignas(64) uint8_t q[GROUP][TILE_BLOCKS * 32];
     float d[GROUP][TILE_BLOCKS], sum[GROUP][TILE_BLOCKS];
+    int32_t lowered[GROUP][TILE_BLOCKS];
 } tokens;
 
 /* A token's three arrays are padded to 64 bytes, so whole vectors may be read. */
 static void token_at(tokens *k, int i, const kvf_q8_row *x, kvf_dtype type, int64_t n)
 {
     __m256i raise = _mm256_set1_epi8(type == KVF_DTYPE_Q8_0 ? 0 : (char)0x80);
-    for (int64_t b = 0; b < n; b++) {
-        __m256i v = q8_load32((const uint8_t *)x->q + 32 * b);
-        _mm256_store_si256((__m256i *)(void *)(k->q[i] + 32 * b), _mm256_xor_si256(v, raise));
-    }
+    for (int64_t b = 0; b < n; b++)
+        put(k->q[i] + 32 * b, _mm256_xor_si256(q8_load32((const uint8_t *)x->q + 32 * b), raise));
     for (int64_t b = 0; b < n; b += 8) {
         _mm256_store_ps(k->d[i] + b, _mm256_loadu_ps(x->d + b));
-        _mm256_store_ps(k->sum[i] + b, _mm256_cvtepi32_ps(q8_load32((const uint8_t *)(x->sum + b))));
+        __m256i sum = q8_load32((const uint8_t *)(x->sum + b));
+        _mm256_store_ps(k->sum[i] + b, _mm256_cvtepi32_ps(sum));
+        put(k->lowered[i] + b, _mm256_mullo_epi32(sum, _mm256_set1_epi32(middle(type))));
     }
 }
 
@@ -177,57 +168,57 @@ static void tokens_at(tokens *k, const kvf_mm_part *p, int64_t tok, int64_t n_to
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* What differs between types in the product: quads are added in 16 bits. */
+/* What differs between types in the product. */
 typedef struct form {
     q8_kind kind;
-    int quads;
+    int quads;    /* added in 16 bits */
     bool by_sign; /* Q8_0 */
 } form;
 
-INLINE __m256i four(const int8_t *q)
+INLINE __m256i four(const uint8_t *q)
 {
     int v;
     memcpy(&v, q, sizeof v);
     return _mm256_set1_epi32(v);
 }
 
-INLINE __m256i pairs_of(const __m256i *w, __m256i x, bool by_sign)
-{
-    return by_sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(*w), _mm256_sign_epi8(x, *w))
-                   : _mm256_maddubs_epi16(x, *w);
-}
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define UNROLLED _Pragma("GCC unroll 16")
+#endif
 
-#define UNROLLED _Pragma("GCC unroll 8")
-
-/* A sum is complete here. Compilers otherwise put additions off, with more unfinished than there are
- * registers. */
+/* A sum is complete here. Compilers otherwise put additions off, more than there are registers. */
 #define DONE(v) __asm__ volatile("" : "+x"(v))
 
 /* h = products of quads q0..q1 of a block, of all rows, in pairs. */
-INLINE void dots(const uint8_t *code, const int8_t *x, int q0, int q1, bool by_sign, __m256i *h)
+INLINE void dots(const uint8_t *code, const uint8_t *x, int q0, int q1, bool by_sign, __m256i *h)
 {
     UNROLLED
     for (int q = q0; q < q1; q++) {
         __m256i v = four(x + 4 * q);
         const __m256i *w = (const __m256i *)(const void *)(code + QUAD * q);
+        UNROLLED
         for (int r = 0; r < VECS; r++) {
-            h[r] =
-                q == q0 ? pairs_of(w + r, v, by_sign) : _mm256_add_epi16(h[r], pairs_of(w + r, v, by_sign));
+            __m256i two = by_sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[r]), _mm256_sign_epi8(v, w[r]))
+                                  : _mm256_maddubs_epi16(v, w[r]);
+            h[r] = q == q0 ? two : _mm256_add_epi16(h[r], two);
             DONE(h[r]);
         }
     }
 }
 
 /* s = products of quads q0..q1 in 32 bits. */
-INLINE void sums(const uint8_t *code, const int8_t *x, int q0, int q1, form m, __m256i *s)
+INLINE void sums(const uint8_t *code, const uint8_t *x, int q0, int q1, form m, __m256i *s)
 {
     UNROLLED
     for (int q = q0; q < q1; q += m.quads) {
         __m256i h[VECS];
         dots(code, x, q, q + m.quads, m.by_sign, h);
+        UNROLLED
         for (int r = 0; r < VECS; r++) {
-            __m256i wide = _mm256_madd_epi16(h[r], _mm256_set1_epi16(1));
-            s[r] = q == q0 ? wide : _mm256_add_epi32(s[r], wide);
+            __m256i four_k = _mm256_madd_epi16(h[r], _mm256_set1_epi16(1));
+            s[r] = q == q0 ? four_k : _mm256_add_epi32(s[r], four_k);
             DONE(s[r]);
         }
     }
@@ -239,21 +230,22 @@ INLINE void kernel(const tile *w, const tokens *k, int t, int64_t n_block, form 
     const uint8_t *code = w->code;
     const float *pair = w->pair;
     const int32_t *less = w->less;
-    const int8_t *x = k->q[t];
+    const uint8_t *x = k->q[t];
+    UNROLLED
     for (int r = 0; r < VECS; r++) f[r] = _mm256_setzero_ps();
     int n_half = m.kind == Q8_HALF ? 2 : 1, span = 8 / n_half;
-    for (int64_t b = 0; b < n_block;
-         b++, code += BLOCK_CODES, pair += BLOCK_PAIRS, less += BLOCK_PAIRS, x += 32) {
+    for (int64_t b = 0; b < n_block; b++, code += BLOCK_CODES, x += 32) {
         UNROLLED
         for (int half = 0; half < n_half; half++) {
             __m256i s[VECS];
             sums(code, x, half * span, (half + 1) * span, m, s);
             __m256 d = _mm256_set1_ps(k->d[t][b]);
+            UNROLLED
             for (int r = 0; r < VECS; r++) {
                 int at = half * TILE_ROWS + 8 * r;
-                if (!m.by_sign)
-                    s[r] =
-                        _mm256_add_epi32(s[r], _mm256_load_si256((const __m256i *)(const void *)(less + at)));
+                const __m256i *raised = (const __m256i *)(const void *)(less + at);
+                if (!m.by_sign) s[r] = _mm256_add_epi32(s[r], *raised);
+                if (m.kind == Q8_MIN) s[r] = _mm256_add_epi32(s[r], _mm256_set1_epi32(k->lowered[t][b]));
                 __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(s[r]), _mm256_load_ps(pair + at));
                 if (m.kind == Q8_MIN)
                     v = _mm256_fnmadd_ps(_mm256_load_ps(pair + at + TILE_ROWS), _mm256_set1_ps(k->sum[t][b]),
@@ -261,6 +253,8 @@ INLINE void kernel(const tile *w, const tokens *k, int t, int64_t n_block, form 
                 f[r] = _mm256_fmadd_ps(v, d, f[r]);
             }
         }
+        pair += BLOCK_PAIRS;
+        less += BLOCK_PAIRS;
     }
 }
 

@@ -3,9 +3,9 @@
  * The unit is 32 weights in one register: vpmaddubsw and vpmaddwd to eight int32 lanes, then one
  * fma with the block's scale; nothing is summed across lanes before the end of a row. 16-bit sums
  * of two products must not saturate:
- *   - 4 to 6-bit quants as unsigned bytes: at most 2 * 63 * 127. The offset that made them
- *     unsigned is taken back by adding -offset * (sum of the lane's four activations), exact,
- *     computed once per call.
+ *   - 4 to 6-bit quants as unsigned bytes: at most 2 * 63 * 127. The offset that made them unsigned is
+ *     taken back like a minimum; of Q6_K, with two scales a block, in integers: -offset * (sum of the
+ *     lane's four activations), computed once per call.
  *   - Q8_0: |w| times (x with the sign of w): at most 2 * 128 * 127 = 32512.
  * Scales of eight blocks are converted at once and multiplied by the activations'. Minima meet the
  * activations' block sums, one fma per eight blocks.
@@ -17,7 +17,7 @@
 #define MAX_TOK 2     /* of one pass: 2 rows x 2 tokens leave registers for the unpacking */
 #define PREFETCH 2048 /* bytes ahead in each of four streams; 1 to 4 KB measure the same */
 
-/* One token: q and d as packed; corr: [n_in / 4] to add to the lanes; sum: -d * sum of a block,
+/* One token: q and d as packed; corr: [n_in / 4] to add to the lanes, of Q6_K only; sum: -d * sum of a block,
  * [n_in / 32] and zeros to a multiple of 8. */
 typedef struct act {
     const int8_t *q;
@@ -53,9 +53,8 @@ static act prepare(kvf_dtype type, const kvf_mm_part *p, int64_t t)
     float *sum = (float *)(void *)((char *)corr + round64(n_in));
     kvf_q8_row row = kvf_q8_row_at(p->x, t, n_in);
     for (int64_t b = 0; b < round64(4 * n) / 4; b++) sum[b] = b < n ? -row.d[b] * (float)row.sum[b] : 0.0f;
-    int offset = type == KVF_DTYPE_Q8_0 ? 0 : kvf_offset_of(type);
-    __m256i off = _mm256_set1_epi8((char)offset), minus = _mm256_set1_epi16(-1);
-    for (int64_t k = 0; k < n_in; k += 32) {
+    __m256i off = _mm256_set1_epi8((char)kvf_offset_of(type)), minus = _mm256_set1_epi16(-1);
+    for (int64_t k = 0; k < n_in && type == KVF_DTYPE_Q6_K; k += 32) {
         __m256i q = _mm256_load_si256((const __m256i *)(const void *)(row.q + k));
         __m256i s = _mm256_madd_epi16(_mm256_maddubs_epi16(off, q), minus);
         _mm256_store_si256((__m256i *)(void *)(corr + k / 4), s);
@@ -85,7 +84,7 @@ KVF_INLINE __m256i dot32(kvf_dtype type, __m256i u, const act *x, int64_t k)
     if (type == KVF_DTYPE_Q8_0)
         return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(u), _mm256_sign_epi8(q, u)), ones);
     __m256i dot = _mm256_madd_epi16(_mm256_maddubs_epi16(u, q), ones);
-    if (kvf_offset_of(type) == 0) return dot;
+    if (type != KVF_DTYPE_Q6_K) return dot;
     return _mm256_add_epi32(dot, _mm256_load_si256((const __m256i *)(const void *)(x->corr + k / 4)));
 }
 
@@ -94,20 +93,23 @@ KVF_INLINE void eight_blocks(kvf_dtype type, int n_tok, const uint8_t *b, int n,
                              __m256 *sum)
 {
     const bool min = type == KVF_DTYPE_Q4_1 || type == KVF_DTYPE_Q5_1;
-    const int bytes = kvf_block_bytes(type);
+    const int bytes = kvf_block_bytes(type), off = type == KVF_DTYPE_Q8_0 ? 0 : kvf_offset_of(type);
     float scale[MAX_TOK][8];
-    __m256 s = scales_of(b, bytes, n), m = min ? scales_of(b + 2, bytes, n) : s;
+    __m256 s = scales_of(b, bytes, n),
+           m = min ? scales_of(b + 2, bytes, n) : _mm256_mul_ps(s, _mm256_set1_ps((float)-off));
+    for (int line = 0; line < 8 * bytes; line += 64)
+        _mm_prefetch((const char *)b + PREFETCH + line, _MM_HINT_T0);
 #pragma GCC unroll 2
     for (int t = 0; t < n_tok; t++) {
         _mm256_storeu_ps(scale[t], _mm256_mul_ps(s, _mm256_load_ps(x[t].d + k / 32)));
-        if (min) sum[t] = _mm256_fnmadd_ps(m, _mm256_load_ps(x[t].sum + k / 32), sum[t]);
+        if (min || off) sum[t] = _mm256_fnmadd_ps(m, _mm256_load_ps(x[t].sum + k / 32), sum[t]);
     }
-    for (int i = 0; i < n; i++, b += bytes, k += 32) {
-        _mm_prefetch((const char *)b + PREFETCH, _MM_HINT_T0);
-        __m256i u = kvf_unpack32(type, b);
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        __m256i u = kvf_unpack32(type, b + i * bytes);
 #pragma GCC unroll 2
         for (int t = 0; t < n_tok; t++)
-            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(type, u, &x[t], k)),
+            sum[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot32(type, u, &x[t], k + 32 * i)),
                                      _mm256_broadcast_ss(&scale[t][i]), sum[t]);
     }
 }
