@@ -10,13 +10,13 @@ from words import score, unique, with_unit
 
 TITLES = {"vs_llamacpp": "Speed beside llama.cpp", "speed_long": "Long documents in a store",
           "longcontext": "Answers from long texts", "lazyllm": "Pruning tokens between layers",
-          "attn": "Prefill attention, single kernels",
+          "attn": "Prefill attention, single kernels", "mm": "Products with weights, single kernels",
           "index": "Finding blocks: votes beside FAISS", "merge": "Merging a video's tokens",
           "video": "What planners leave of a video"}
 # Which field goes down and which across; the rest stand in the cells.
 SHAPES = {"vs_llamacpp": (("row",), ("engine", "figure")), "speed_long": (("engine", "figure"), ("row",)),
           "longcontext": (("row", "engine"), ("figure",)), "lazyllm": (("row", "engine"), ("figure",)),
-          "attn": (("row", "engine"), ("figure",)),
+          "attn": (("row", "engine"), ("figure",)), "mm": (("row", "engine"), ("figure",)),
           "index": (("row", "engine"), ("figure",)), "merge": (("row", "engine"), ("figure",)),
           "video": (("row", "engine"), ("figure",))}
 

@@ -204,15 +204,15 @@ def video(name, rows):
     return out
 
 
-def attn(name, rows):
+def kernels(name, rows):
     """tree: a commit, or it and + where the kernels after it are meant."""
-    return [figures.figure(model, name, "%s, %s keys" % (what, keys), kernel, "after" if tree.endswith("+") else "before",
+    return [figures.figure(model, name, "%s, %s keys" % (what, keys) if keys else what, kernel, "after" if tree.endswith("+") else "before",
                            stats.spread([float(r["value"]) for r in some]), len(some), "high", some[0]["unit"])
             for (model, what, keys, kernel, tree), some in groups_of(rows, "model", "what", "keys", "kernel", "tree").items()]
 
 
 READERS = {"speed_long": speed_long, "vs_llamacpp": vs_llamacpp, "longcontext": longcontext, "lazyllm": lazyllm,
-           "attn": attn, "merge": merge, "index": index, "video": video}
+           "attn": kernels, "mm": kernels, "merge": merge, "index": index, "video": video}
 
 
 # ---- Files ----
