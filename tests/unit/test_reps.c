@@ -124,11 +124,13 @@ static kvf_status read_all(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, k
 
 static const kvf_policy_ops all_ops = { .abi = KVF_POLICY_ABI, .name = "all", .retrieve = read_all };
 
-static rig open_rig(bool per_q_head, bool index)
+static kvf_cpu_level level = KVF_CPU_LEVEL_REF;
+
+static rig open_rig(bool per_q_head, const char *index)
 {
-    rig r = { .c = { .p = { .ops = &all_ops, .dims = dims }, .index = index } };
+    rig r = { .c = { .p = { .ops = &all_ops, .dims = dims }, .index = index != NULL } };
     cr_assert_eq(kvf_threads_open(&r.threads, 1, &kvf_mem_default, &err), KVF_OK);
-    kvf_cpu_backend_params b = { .level = KVF_CPU_LEVEL_REF, .threads = r.threads, .mem = &kvf_mem_default };
+    kvf_cpu_backend_params b = { .level = level, .flags = kvf_cpu_detect(), .threads = r.threads, .mem = &kvf_mem_default };
     cr_assert_eq(kvf_cpu_backend_open(&r.backend, &b, &err), KVF_OK);
     kvf_pool_params pool = { r.backend, HEADS_KV, DIM, 4096, 0 };
     cr_assert_eq(kvf_pool_open(&r.pool, &pool, &err), KVF_OK);
@@ -137,11 +139,13 @@ static rig open_rig(bool per_q_head, bool index)
                                .n_head_kv = HEADS_KV, .head_dim = DIM };
     r.m.fine = r.m.coarse;
     r.m.recall = 0.99;
-    if (index) memcpy(r.m.index, "Flat", 5);
+    if (index) memcpy(r.m.index, index, strlen(index) + 1);
     kvf_kv_memory_params p = { .memory = r.m, .index_open = index ? kvf_faiss_open : NULL };
     for (int i = 0; i < 2; i++) p.rope[i] = (kvf_kv_rope){ inv_freq, DIM, KVF_ROPE_NEOX, 1 };
     kvf_status rc = kvf_kv_open_memory(&r.kv, r.pool, dims, &p, &err);
+#if !defined(KVF_HAVE_FAISS)
     if (rc == KVF_ERR_UNSUPPORTED && index) cr_skip_test("built without FAISS");
+#endif
     cr_assert_eq(rc, KVF_OK, "%s", err.msg);
     return r;
 }
@@ -224,7 +228,7 @@ static void check_reps(bool per_q_head, int64_t step)
 {
     make();
     make_mass(N);
-    rig r = open_rig(per_q_head, false);
+    rig r = open_rig(per_q_head, NULL);
     feed(&r, N, step);
     tail t = tail_of(&r);
     int64_t n = 0, units = (N - INIT - WINDOW) / UNIT;
@@ -264,7 +268,7 @@ static void check_folded(bool per_q_head, bool index)
 {
     static float rep[MAX_UNIT][HEADS][DIM];
     make();
-    rig r = open_rig(per_q_head, index);
+    rig r = open_rig(per_q_head, index ? "Flat" : NULL);
     feed(&r, 560, CHUNK);
     const int64_t steps[] = { 1, 20, 1, 38 };
     for (int i = 0; i < 4; i++) {
@@ -285,3 +289,52 @@ Test(reps, folded_votes_are_those_of_every_query_head) { check_folded(false, fal
 Test(reps, votes_per_query_head_too) { check_folded(true, false); }
 Test(reps, an_index_names_the_units_of_the_scan) { check_folded(false, true); }
 Test(reps, an_index_of_vectors_per_query_head_too) { check_folded(true, true); }
+
+/* An index of a bit a unit, once there are enough units to train it. */
+enum { ENOUGH = 1100 };
+
+static kvf_status nearest_of_many(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, kvf_error *e)
+{
+    (void)p;
+    int64_t near[TOPK], n;
+    memset(use, 0, (size_t)(r->n_set * r->n_unit));
+    return r->n_unit < ENOUGH ? KVF_OK : r->nearest(r->lookup, TOPK, near, &n, e);
+}
+
+static const kvf_policy_ops near_ops = { .abi = KVF_POLICY_ABI, .name = "near", .retrieve = nearest_of_many };
+
+/* Reads until the index is asked. */
+static kvf_status ask_index(const char *kind, double recall)
+{
+    make();
+    if (kvf_cpu_detect() & KVF_CPU_AVX2) level = KVF_CPU_LEVEL_AVX2; /* 35,000 tokens */
+    rig r = open_rig(false, kind);
+    r.c.p.ops = &near_ops;
+    kvf_memory asked = r.m;
+    kvf_kv_close(r.kv);
+    asked.recall = recall;
+    kvf_kv_memory_params p = { .memory = asked, .index_open = kvf_faiss_open };
+    for (int i = 0; i < 2; i++) p.rope[i] = (kvf_kv_rope){ inv_freq, DIM, KVF_ROPE_NEOX, 1 };
+    cr_assert_eq(kvf_kv_open_memory(&r.kv, r.pool, dims, &p, &err), KVF_OK, "%s", err.msg);
+    kvf_status rc = KVF_OK;
+    for (int64_t at = 0; rc >= 0 && at < INIT + WINDOW + (ENOUGH + 4) * UNIT; at += CHUNK) {
+        int64_t from = at % (N - CHUNK);
+        cr_assert_eq(kvf_kv_reserve(r.kv, CHUNK, &err), KVF_OK, "%s", err.msg);
+        for (int32_t l = 0; rc >= 0 && l < LAYERS; l++) {
+            cr_assert_eq(kvf_kv_put(r.kv, l, k[l][from][0], v[l][from][0], CHUNK, &err), KVF_OK);
+            kvf_kv_attend_args a = { .layer = l, .policy = &r.c.p, .q = q[l][from][0], .q_far = q[l][from][0], .o = o,
+                                     .n_tok = CHUNK, .n_q = CHUNK, .scale = SCALE };
+            rc = kvf_kv_attend(r.kv, &a, &err);
+        }
+        if (rc >= 0) cr_assert_eq(kvf_kv_commit(r.kv, CHUNK, &err), KVF_OK, "%s", err.msg);
+    }
+    close_rig(&r);
+    return rc;
+}
+
+Test(reps, an_index_that_finds_too_little_refuses_to_serve)
+{
+    cr_assert_eq(ask_index("PQ1x1", 0.9), KVF_ERR_UNSUPPORTED);
+    cr_assert(strstr(err.msg, "index 'PQ1x1' finds") && strstr(err.msg, "index=flat"), "%s", err.msg);
+    cr_assert_eq(ask_index("PQ1x1", 0), KVF_OK, "%s", err.msg);
+}
