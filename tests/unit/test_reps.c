@@ -1,8 +1,8 @@
 /* test_reps.c - InfLLM as published: representatives and scores of a sequence against the dense attention
  * matrix, and the votes made with them against every query head on its own.
  *
- * Without positions and with every unit read, a sequence with a memory is dense attention, so one matrix in
- * double gives all of it (infllm_lazyllm.md, 6.4, groups 4, 5 and 9).
+ * With every unit read, a sequence with a memory is dense attention, whose far keys are at one distance where
+ * there are positions; so one matrix in double gives all of it (infllm_lazyllm.md, 6.4, groups 4, 5 and 9).
  *
  * SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
@@ -20,7 +20,7 @@ enum { INIT = 32, WINDOW = 128, UNIT = 32, CHUNK = 64, REPR = 3, TOPK = 5, MAX_U
 #define SCALE 0.2f
 
 static const kvf_dims dims = { LAYERS, HEADS, HEADS_KV, DIM };
-static const double inv_freq[DIM / 2]; /* no positions */
+static double inv_freq[DIM / 2]; /* zeros: no positions */
 static float q[LAYERS][N][HEADS][DIM], k[LAYERS][N][HEADS_KV][DIM], v[LAYERS][N][HEADS_KV][DIM];
 static float o[N * HEADS * DIM];
 static double mass[LAYERS][HEADS][N]; /* attention a key got from the queries whose window it was in */
@@ -30,6 +30,42 @@ static float noise(uint64_t *state)
 {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
     return (float)(int32_t)(*state >> 32) * 0x1p-31f;
+}
+
+static double dot(const float *a, const float *b)
+{
+    double sum = 0;
+    for (int i = 0; i < DIM; i++) sum += (double)a[i] * (double)b[i];
+    return sum;
+}
+
+static void with_positions(void)
+{
+    for (int i = 0; i < DIM / 2; i++) inv_freq[i] = pow(1000.0, -2.0 * i / DIM);
+}
+
+static void rotate(const float *x, int64_t pos, float *out)
+{
+    for (int i = 0; i < DIM / 2; i++) {
+        double c = cos((double)pos * inv_freq[i]), s = sin((double)pos * inv_freq[i]);
+        out[i] = (float)((double)x[i] * c - (double)x[i + DIM / 2] * s);
+        out[i + DIM / 2] = (float)((double)x[i] * s + (double)x[i + DIM / 2] * c);
+    }
+}
+
+static float q_here[LAYERS][N][HEADS][DIM], q_far[LAYERS][N][HEADS][DIM], k_here[LAYERS][N][HEADS_KV][DIM];
+
+/* Queries and keys at their places, keys as f16 holds them, and queries at the far keys' distance. */
+static void rotate_all(void)
+{
+    for (int l = 0; l < LAYERS; l++)
+        for (int64_t t = 0; t < N; t++) {
+            for (int h = 0; h < HEADS; h++) rotate(q[l][t][h], t, q_here[l][t][h]), rotate(q[l][t][h], WINDOW - 1, q_far[l][t][h]);
+            for (int h = 0; h < HEADS_KV; h++) {
+                rotate(k[l][t][h], t, k_here[l][t][h]);
+                for (int i = 0; i < DIM; i++) k_here[l][t][h][i] = kvf_f32_from_f16(kvf_f16_from_f32(k_here[l][t][h][i]));
+            }
+        }
 }
 
 static void make(void)
@@ -43,13 +79,7 @@ static void make(void)
                 (&v[l][t][0][0])[i] = kvf_f32_from_f16(kvf_f16_from_f32(noise(&s)));
             }
         }
-}
-
-static double dot(const float *a, const float *b)
-{
-    double sum = 0;
-    for (int i = 0; i < DIM; i++) sum += (double)a[i] * (double)b[i];
-    return sum;
+    rotate_all();
 }
 
 /* Column sums of the dense matrix over the window. */
@@ -61,8 +91,10 @@ static void make_mass(int64_t n)
             for (int64_t i = 0; i < n; i++) {
                 static double p[N];
                 double sum = 0;
-                for (int64_t j = 0; j <= i; j++)
-                    sum += p[j] = exp((double)SCALE * dot(q[l][i][h], k[l][j][h / GROUP]));
+                for (int64_t j = 0; j <= i; j++) {
+                    double near = dot(q_here[l][i][h], k_here[l][j][h / GROUP]), far = dot(q_far[l][i][h], k[l][j][h / GROUP]);
+                    sum += p[j] = exp((double)SCALE * (i - j < WINDOW ? near : far));
+                }
                 for (int64_t j = i - WINDOW + 1 < 0 ? 0 : i - WINDOW + 1; j <= i; j++) mass[l][h][j] += p[j] / sum;
             }
 }
@@ -166,7 +198,7 @@ static void feed(rig *r, int64_t end, int64_t step)
         cr_assert_eq(kvf_kv_reserve(r->kv, n, &err), KVF_OK, "%s", err.msg);
         for (int32_t l = 0; l < LAYERS; l++) {
             cr_assert_eq(kvf_kv_put(r->kv, l, k[l][at][0], v[l][at][0], n, &err), KVF_OK);
-            kvf_kv_attend_args a = { .layer = l, .policy = &r->c.p, .q = q[l][at][0], .q_far = q[l][at][0], .o = o,
+            kvf_kv_attend_args a = { .layer = l, .policy = &r->c.p, .q = q_here[l][at][0], .q_far = q_far[l][at][0], .o = o,
                                      .n_tok = n, .n_q = n, .scale = SCALE };
             cr_assert_eq(kvf_kv_attend(r->kv, &a, &err), KVF_OK, "%s", err.msg);
         }
@@ -262,6 +294,13 @@ Test(reps, odd_chunks_and_single_tokens_seal_the_same_ones)
 {
     check_reps(false, 37);
     check_reps(false, 1);
+}
+
+Test(reps, with_positions_too)
+{
+    with_positions();
+    check_reps(false, CHUNK);
+    check_reps(true, 37);
 }
 
 static void check_folded(bool per_q_head, bool index)
