@@ -55,7 +55,8 @@ def table(found, bench):
 
 
 def where_from(source):
-    threads = ", %s threads" % source.threads[0] if source.threads else ""
+    counts = sorted({str(n) for n in source.threads})
+    threads = ", %s thread%s" % (" or ".join(counts), "" if counts == ["1"] else "s") if counts else ""
     words = ["`bench/results/%s`" % source.name, ", ".join(source.machines) + threads if source.machines else "",
              "commit %s" % ", ".join(source.commits) if source.commits else "", ", ".join(sorted(set(source.dates)))]
     if source.loads:
