@@ -41,7 +41,9 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "longcontext"))
+import contexts  # noqa: E402
 import program  # noqa: E402
+from program import say  # noqa: E402
 
 ROOT = os.path.abspath(os.path.join(HERE, "..", ".."))
 RUNNER = os.path.join(HERE, "llama_runner.py")
@@ -64,10 +66,6 @@ DROP = 1.05
 
 class Crash(Exception):
     pass
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
 
 
 def run(command, what):
@@ -171,8 +169,6 @@ class Llama:
 
 def long_text(program, model, n_tokens):
     """Path of a text with at most n tokens, hardly fewer; it goes when this process ends."""
-    sys.path.insert(0, os.path.join(HERE, "..", "longcontext"))
-    import contexts
     _, texts = contexts.find_books(os.environ.get("KVFOLD_DATA"))
     book = "\n\n".join(text for _, text in sorted(texts))
     folder = tempfile.mkdtemp(prefix="vs-llamacpp-")
@@ -299,12 +295,6 @@ def find_model(name):
     return subprocess.run(fetch, check=True, stdout=subprocess.PIPE).stdout.decode().strip()
 
 
-def commit():
-    git = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE,
-                         stderr=subprocess.DEVNULL, check=False)
-    return git.stdout.decode().strip() or "unknown"
-
-
 def write_results(rows, folder, quick):
     os.makedirs(folder, exist_ok=True)
     stem = "%s-%s%s" % (datetime.date.today().isoformat(), program.cpu_slug(), "-quick" if quick else "")
@@ -374,7 +364,7 @@ def main():
         for case in args.cases.split(","):
             say("%s %s" % (name, case))
             head = {"date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": program.cpu_name(),
-                    "commit": commit(), "threads": args.threads, "load_before": "%.1f" % os.getloadavg()[0],
+                    "commit": program.commit(), "threads": args.threads, "load_before": "%.1f" % os.getloadavg()[0],
                     "model": os.path.basename(model).replace(".gguf", "")}
             found = (run_both(kvfold, llama, int(case[2:]), model, n_pairs) if case.startswith("pt") else
                      run_case(kvfold, llama, case, model, n_pairs))

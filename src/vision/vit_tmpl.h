@@ -13,18 +13,12 @@
 #include <math.h>
 
 #include "backend/cpu/simd_math.h"
+#include "base/unroll.h"
 #include "vision/vit_ops.h"
 
 #define TILE_N 3                 /* lane vectors of queries */
 #define ROWS (TILE_N * VF_LANES) /* queries of a whole tile */
 #define INLINE static inline __attribute__((always_inline))
-
-/* Tiles of sums live in registers only when their small loops are unrolled. */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* ---- Element-wise ----------------------------------------------------------------------- */
 
@@ -181,25 +175,25 @@ INLINE void tile(int nv, const float *a, int64_t a_row, int64_t a_col, const flo
 {
     vf sum[TILE_M][TILE_N];
     int64_t width = nv * VF_LANES;
-    UNROLL
+    KVF_UNROLL
     for (int i = 0; i < TILE_M; i++) {
-        UNROLL
+        KVF_UNROLL
         for (int j = 0; j < nv; j++) sum[i][j] = vf_zero();
     }
     for (int64_t k = 0; k < n_k; k++) {
         vf x[TILE_N];
-        UNROLL
+        KVF_UNROLL
         for (int j = 0; j < nv; j++) x[j] = vf_load(b + k * width + j * VF_LANES);
-        UNROLL
+        KVF_UNROLL
         for (int i = 0; i < TILE_M; i++) {
             vf y = vf_set1(a[i * a_row + k * a_col]);
-            UNROLL
+            KVF_UNROLL
             for (int j = 0; j < nv; j++) sum[i][j] = vf_fma(y, x[j], sum[i][j]);
         }
     }
-    UNROLL
+    KVF_UNROLL
     for (int i = 0; i < TILE_M; i++) {
-        UNROLL
+        KVF_UNROLL
         for (int j = 0; j < nv; j++) vf_store(c + i * width + j * VF_LANES, sum[i][j]);
     }
 }
@@ -242,7 +236,7 @@ INLINE void attn_tile(const attn_work *w, int nv, int64_t row, int64_t n)
     if (w->column) {
         for (int64_t j = 0; j < w->n_key; j++) {
             vf sum = vf_load(w->column + j * VF_LANES);
-            UNROLL
+            KVF_UNROLL
             for (int v = 0; v < nv; v++)
                 sum = vf_fma(vf_load(w->s + j * width + v * VF_LANES), vf_load(inverse + v * VF_LANES), sum);
             vf_store(w->column + j * VF_LANES, sum);

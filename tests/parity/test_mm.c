@@ -113,6 +113,12 @@ static void mass_of(problem *p)
     kvf_free(&kvf_mem_default, w);
 }
 
+static void give_bias(problem *p, uint64_t *seed)
+{
+    p->bias = get((size_t)p->w.n_out, sizeof *p->bias);
+    for (int64_t r = 0; r < p->w.n_out; r++) p->bias[r] = test_real(seed);
+}
+
 static problem make(kvf_dtype type, const int64_t *shape, weight_kind wk, x_kind xk, uint64_t *seed)
 {
     int64_t n_out = shape[0], n_in = shape[1], n_tok = shape[2];
@@ -130,10 +136,7 @@ static problem make(kvf_dtype type, const int64_t *shape, weight_kind wk, x_kind
     p.mass = get((size_t)(n_tok * n_out), sizeof *p.mass);
     for (int64_t i = 0; i < n_tok * n_in; i++) p.x[i] = test_x(xk, i / n_in, i % n_in, seed);
     for (int64_t i = 0; i < n_tok * p.y_stride; i++) p.y0[i] = test_real(seed);
-    if (test_rng(seed) & 64) {
-        p.bias = get((size_t)n_out, sizeof *p.bias);
-        for (int64_t r = 0; r < n_out; r++) p.bias[r] = test_real(seed);
-    }
+    if (test_rng(seed) & 64) give_bias(&p, seed);
     p.accumulate = test_rng(seed) & 64;
     mass_of(&p);
     return p;
@@ -206,8 +209,7 @@ static void compare(problem *p, uint64_t *seed)
         const kernel_row *row = &kernels[i];
         bool half_only = p->w.n_in % 32 != 0 && row->ref == &kvf_mm_ref_bf16;
         if (!takes(row, p->w.type) || (flags & row->flags) != row->flags || half_only) continue;
-        int32_t form = row->k->x_form == KVF_X_BF16_TILES ? KVF_X_BF16
-                                                          : row->k->x_form; /* same arithmetic, other order */
+        int32_t form = row->k->x_form == KVF_X_BF16_TILES ? KVF_X_BF16 : row->k->x_form; /* same arithmetic, other order */
         cr_assert_eq(form, row->ref->x_form);
         if (row->ref != ref) {
             ref = row->ref;
@@ -289,8 +291,9 @@ Test(mm, all_loops_go_round_at_once)
     for (int t = 0; t < N_TEST_TYPES; t++) {
         for (int i = 0; i < 4; i++) {
             problem p = make(test_types[t], shape, W_RANDOM, X_RANDOM, &seed);
-            if (!p.bias && (i & 1)) p.bias = get((size_t)shape[0], sizeof *p.bias);
-            for (int64_t r = 0; p.bias && r < shape[0]; r++) p.bias[r] = i & 1 ? test_real(&seed) : 0.0f;
+            kvf_free(&kvf_mem_default, p.bias);
+            p.bias = NULL;
+            if (i & 1) give_bias(&p, &seed);
             p.accumulate = i & 2;
             p.whole = true;
             compare(&p, &seed);

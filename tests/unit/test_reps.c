@@ -157,6 +157,7 @@ static kvf_status read_all(kvf_policy *p, const kvf_retrieve *r, uint8_t *use, k
 static const kvf_policy_ops all_ops = { .abi = KVF_POLICY_ABI, .name = "all", .retrieve = read_all };
 
 static kvf_cpu_level level = KVF_CPU_LEVEL_REF;
+static double recall = 0.99;
 
 static rig open_rig(bool per_q_head, const char *index)
 {
@@ -170,7 +171,7 @@ static rig open_rig(bool per_q_head, const char *index)
     r.m.coarse = (kvf_digest){ .kind = KVF_DIGEST_REPS, .sub = UNIT, .reps_per_q_head = per_q_head, .n_head = HEADS,
                                .n_head_kv = HEADS_KV, .head_dim = DIM };
     r.m.fine = r.m.coarse;
-    r.m.recall = 0.99;
+    r.m.recall = recall;
     if (index) memcpy(r.m.index, index, strlen(index) + 1);
     kvf_kv_memory_params p = { .memory = r.m, .index_open = index ? kvf_faiss_open : NULL };
     for (int i = 0; i < 2; i++) p.rope[i] = (kvf_kv_rope){ inv_freq, DIM, KVF_ROPE_NEOX, 1 };
@@ -190,19 +191,25 @@ static void close_rig(rig *r)
     kvf_threads_close(r->threads);
 }
 
+/* n tokens, which are those from `from` on; nothing is added if attention fails. */
+static kvf_status add(rig *r, int64_t from, int64_t n)
+{
+    cr_assert_eq(kvf_kv_reserve(r->kv, n, &err), KVF_OK, "%s", err.msg);
+    for (int32_t l = 0; l < LAYERS; l++) {
+        cr_assert_eq(kvf_kv_put(r->kv, l, k[l][from][0], v[l][from][0], n, &err), KVF_OK);
+        kvf_kv_attend_args a = { .layer = l, .policy = &r->c.p, .q = q_here[l][from][0], .q_far = q_far[l][from][0], .o = o,
+                                 .n_tok = n, .n_q = n, .scale = SCALE };
+        KVF_TRY(kvf_kv_attend(r->kv, &a, &err));
+    }
+    return kvf_kv_commit(r->kv, n, &err);
+}
+
 static void feed(rig *r, int64_t end, int64_t step)
 {
     for (int64_t at = kvf_kv_len(r->kv), n; at < end; at += n) {
         n = end - at < step ? end - at : step;
         vote_at = at;
-        cr_assert_eq(kvf_kv_reserve(r->kv, n, &err), KVF_OK, "%s", err.msg);
-        for (int32_t l = 0; l < LAYERS; l++) {
-            cr_assert_eq(kvf_kv_put(r->kv, l, k[l][at][0], v[l][at][0], n, &err), KVF_OK);
-            kvf_kv_attend_args a = { .layer = l, .policy = &r->c.p, .q = q_here[l][at][0], .q_far = q_far[l][at][0], .o = o,
-                                     .n_tok = n, .n_q = n, .scale = SCALE };
-            cr_assert_eq(kvf_kv_attend(r->kv, &a, &err), KVF_OK, "%s", err.msg);
-        }
-        cr_assert_eq(kvf_kv_commit(r->kv, n, &err), KVF_OK, "%s", err.msg);
+        cr_assert_eq(add(r, at, n), KVF_OK, "%s", err.msg);
     }
 }
 
@@ -343,30 +350,15 @@ static kvf_status nearest_of_many(kvf_policy *p, const kvf_retrieve *r, uint8_t 
 static const kvf_policy_ops near_ops = { .abi = KVF_POLICY_ABI, .name = "near", .retrieve = nearest_of_many };
 
 /* Reads until the index is asked. */
-static kvf_status ask_index(const char *kind, double recall)
+static kvf_status ask_index(const char *kind, double least)
 {
     make();
     if (kvf_cpu_detect() & KVF_CPU_AVX2) level = KVF_CPU_LEVEL_AVX2; /* 35,000 tokens */
+    recall = least;
     rig r = open_rig(false, kind);
     r.c.p.ops = &near_ops;
-    kvf_memory asked = r.m;
-    kvf_kv_close(r.kv);
-    asked.recall = recall;
-    kvf_kv_memory_params p = { .memory = asked, .index_open = kvf_faiss_open };
-    for (int i = 0; i < 2; i++) p.rope[i] = (kvf_kv_rope){ inv_freq, DIM, KVF_ROPE_NEOX, 1 };
-    cr_assert_eq(kvf_kv_open_memory(&r.kv, r.pool, dims, &p, &err), KVF_OK, "%s", err.msg);
     kvf_status rc = KVF_OK;
-    for (int64_t at = 0; rc >= 0 && at < INIT + WINDOW + (ENOUGH + 4) * UNIT; at += CHUNK) {
-        int64_t from = at % (N - CHUNK);
-        cr_assert_eq(kvf_kv_reserve(r.kv, CHUNK, &err), KVF_OK, "%s", err.msg);
-        for (int32_t l = 0; rc >= 0 && l < LAYERS; l++) {
-            cr_assert_eq(kvf_kv_put(r.kv, l, k[l][from][0], v[l][from][0], CHUNK, &err), KVF_OK);
-            kvf_kv_attend_args a = { .layer = l, .policy = &r.c.p, .q = q[l][from][0], .q_far = q[l][from][0], .o = o,
-                                     .n_tok = CHUNK, .n_q = CHUNK, .scale = SCALE };
-            rc = kvf_kv_attend(r.kv, &a, &err);
-        }
-        if (rc >= 0) cr_assert_eq(kvf_kv_commit(r.kv, CHUNK, &err), KVF_OK, "%s", err.msg);
-    }
+    for (int64_t at = 0; rc >= 0 && at < INIT + WINDOW + (ENOUGH + 4) * UNIT; at += CHUNK) rc = add(&r, at % (N - CHUNK), CHUNK);
     close_rig(&r);
     return rc;
 }

@@ -8,15 +8,9 @@
 #include <string.h>
 
 #include "backend/cpu/cpu_ops.h"
+#include "base/unroll.h"
 
 #define KVF_INLINE static inline __attribute__((always_inline))
-
-/* Tiles of sums live in registers only when their small loops are unrolled. */
-#if defined(__clang__)
-#define KVF_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define KVF_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* Keys first <= j < end of the list; empty if first >= end. */
 typedef struct kvf_key_range {

@@ -25,6 +25,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/mm_q8.h"
 #include "backend/cpu/mm_unpack_q8.h"
+#include "base/unroll.h"
 
 enum {
     VECS = 4, /* of 8 rows */
@@ -182,23 +183,17 @@ INLINE __m256i four(const uint8_t *q)
     return _mm256_set1_epi32(v);
 }
 
-#if defined(__clang__)
-#define UNROLLED _Pragma("clang loop unroll(full)")
-#else
-#define UNROLLED _Pragma("GCC unroll 16")
-#endif
-
 /* A sum is complete here. Compilers otherwise put additions off, more than there are registers. */
 #define DONE(v) __asm__ volatile("" : "+x"(v))
 
 /* h = products of quads q0..q1 of a block, of all rows, in pairs. */
 INLINE void dots(const uint8_t *code, const uint8_t *x, int q0, int q1, bool by_sign, __m256i *h)
 {
-    UNROLLED
+    KVF_UNROLL
     for (int q = q0; q < q1; q++) {
         __m256i v = four(x + 4 * q);
         const __m256i *w = (const __m256i *)(const void *)(code + QUAD * q);
-        UNROLLED
+        KVF_UNROLL
         for (int r = 0; r < VECS; r++) {
             __m256i two = by_sign ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[r]), _mm256_sign_epi8(v, w[r]))
                                   : _mm256_maddubs_epi16(v, w[r]);
@@ -211,11 +206,11 @@ INLINE void dots(const uint8_t *code, const uint8_t *x, int q0, int q1, bool by_
 /* s = products of quads q0..q1 in 32 bits. */
 INLINE void sums(const uint8_t *code, const uint8_t *x, int q0, int q1, form m, __m256i *s)
 {
-    UNROLLED
+    KVF_UNROLL
     for (int q = q0; q < q1; q += m.quads) {
         __m256i h[VECS];
         dots(code, x, q, q + m.quads, m.by_sign, h);
-        UNROLLED
+        KVF_UNROLL
         for (int r = 0; r < VECS; r++) {
             __m256i four_k = _mm256_madd_epi16(h[r], _mm256_set1_epi16(1));
             s[r] = q == q0 ? four_k : _mm256_add_epi32(s[r], four_k);
@@ -231,16 +226,16 @@ INLINE void kernel(const tile *w, const tokens *k, int t, int64_t n_block, form 
     const float *pair = w->pair;
     const int32_t *less = w->less;
     const uint8_t *x = k->q[t];
-    UNROLLED
+    KVF_UNROLL
     for (int r = 0; r < VECS; r++) f[r] = _mm256_setzero_ps();
     int n_half = m.kind == Q8_HALF ? 2 : 1, span = 8 / n_half;
     for (int64_t b = 0; b < n_block; b++, code += BLOCK_CODES, x += 32) {
-        UNROLLED
+        KVF_UNROLL
         for (int half = 0; half < n_half; half++) {
             __m256i s[VECS];
             sums(code, x, half * span, (half + 1) * span, m, s);
             __m256 d = _mm256_set1_ps(k->d[t][b]);
-            UNROLLED
+            KVF_UNROLL
             for (int r = 0; r < VECS; r++) {
                 int at = half * TILE_ROWS + 8 * r;
                 const __m256i *raised = (const __m256i *)(const void *)(less + at);
