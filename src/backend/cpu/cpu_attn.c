@@ -31,6 +31,41 @@ static attn_task attn_task_for(cpu_backend *c, const kvf_attn_args *a)
     return t;
 }
 
+/* What a part reads and writes, for ThreadSanitizer: its kernel is not watched. */
+static void attn_part_ranges(const kvf_attn_part *p)
+{
+#ifdef KVF_TSAN
+    const kvf_attn_args *a = p->a;
+    int32_t group = kvf_attn_group(a);
+    size_t row = (size_t)a->head_dim * sizeof(float);
+    for (int64_t t = p->tok0; t < p->tok1; t++) {
+        kvf_race_read(kvf_attn_q(p, t, 0), (size_t)group * row);
+        kvf_race_write(kvf_attn_o(p, t, 0), (size_t)group * row);
+        if (kvf_attn_lse(p, t, 0)) kvf_race_write(kvf_attn_lse(p, t, 0), (size_t)group * sizeof(float));
+    }
+    size_t tokens = (size_t)(p->tok1 - p->tok0);
+    if (a->place) kvf_race_read(a->place + p->tok0, tokens * sizeof *a->place);
+    if (a->first) kvf_race_read(a->first + p->tok0, tokens * sizeof *a->first);
+    int64_t first = kvf_attn_visible(p, p->tok0).first, end = kvf_attn_visible(p, p->tok1 - 1).end;
+    for (int64_t b = first / KVF_BLOCK; b * KVF_BLOCK < end; b++) {
+        kvf_key_range in = kvf_attn_valid(a, b);
+        if (in.first < first - b * KVF_BLOCK) in.first = first - b * KVF_BLOCK;
+        if (in.end > end - b * KVF_BLOCK) in.end = end - b * KVF_BLOCK;
+        if (in.first >= in.end) continue;
+        in.first = in.first / 16 * 16; /* kernels read whole tiles, of at most 16 keys */
+        in.end = (in.end + 15) / 16 * 16;
+        size_t bytes = (size_t)(in.end - in.first) * (size_t)a->head_dim * sizeof(kvf_f16);
+        kvf_race_read(kvf_attn_k(a, p->head_kv, b) + in.first * a->head_dim, bytes);
+        kvf_race_read(kvf_attn_v(a, p->head_kv, b) + in.first * a->head_dim, bytes);
+    }
+    for (int32_t g = 0; a->runs && g < group; g++)
+        kvf_race_write(kvf_attn_runs(a, p->head_kv, g) + p->key0 / KVF_ATTN_RUN,
+                       (size_t)((p->key1 - p->key0 + KVF_BLOCK - 1) / KVF_BLOCK * KVF_BLOCK_RUNS) * sizeof(float));
+#else
+    (void)p;
+#endif
+}
+
 static void attn_part_prefill(void *arg, int64_t part, int32_t worker)
 {
     const attn_task *t = arg;
@@ -39,6 +74,7 @@ static void attn_part_prefill(void *arg, int64_t part, int32_t worker)
     kvf_attn_part p = { .a = t->a, .head_kv = (int32_t)(t->head0 + part % t->n_head_kv), .tok0 = tile * t->tile,
                         .tok1 = tok1 < t->a->n_tok ? tok1 : t->a->n_tok, .key0 = 0, .key1 = t->a->n_key,
                         .scratch = kvf_cpu_work_of(t->c, worker) };
+    attn_part_ranges(&p);
     t->c->ops.attn(&p);
 }
 
@@ -54,6 +90,7 @@ static void attn_part_decode(void *arg, int64_t part, int32_t worker)
         p.o = t->o + part * rows * a->head_dim;
         p.lse = t->lse + part * rows;
     }
+    attn_part_ranges(&p);
     t->c->ops.attn_decode(&p);
 }
 

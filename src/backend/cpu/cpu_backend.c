@@ -127,6 +127,7 @@ static void embed_part(void *arg, int64_t part, int32_t worker)
     for (int64_t i = rows_begin(t, part); i < rows_end(t, part); i++) {
         const char *row = (const char *)a->table->data + (size_t)a->tokens[i] * a->table->row_bytes;
         float *out = a->out + i * width;
+        kvf_race_write(out, (size_t)width * sizeof *out);
         t->c->ops.dequant(a->table->type, row, out, width);
         if (a->scale != 1.0f) t->c->ops.scale(out, a->scale, width);
     }
@@ -269,6 +270,15 @@ typedef struct matmul_task {
     int64_t rows[KVF_MATMUL_MAX];          /* per part */
 } matmul_task;
 
+/* Run it; ThreadSanitizer hears of its ranges, since the kernel is not watched. Weights are never written. */
+static void run_product(const kvf_mm_kernel *kernel, const kvf_mm_part *p)
+{
+    kvf_race_read(p->x, kernel->x_bytes(p->n_tok, p->w->n_in));
+    for (int64_t t = 0; t < p->n_tok; t++)
+        kvf_race_write(p->y + t * p->y_stride + p->row0, (size_t)(p->row1 - p->row0) * sizeof *p->y);
+    kernel->run(p);
+}
+
 static void matmul_part(void *arg, int64_t part, int32_t worker)
 {
     const matmul_task *t = arg;
@@ -279,7 +289,7 @@ static void matmul_part(void *arg, int64_t part, int32_t worker)
     kvf_mm_part p = { .w = w, .x = t->x[j], .n_tok = t->a->n_tok, .row0 = row0,
                       .row1 = row1 < w->n_out ? row1 : w->n_out, .bias = t->a->bias[j], .y = t->a->y[j],
                       .y_stride = w->n_out, .accumulate = t->a->accumulate, .scratch = kvf_cpu_work_of(t->c, worker) };
-    t->kernel[j]->run(&p);
+    run_product(t->kernel[j], &p);
 }
 
 typedef struct pack_task {
@@ -294,7 +304,13 @@ static void pack_part(void *arg, int64_t part, int32_t worker)
     (void)worker;
     const pack_task *t = arg;
     int64_t t0 = part * t->rows, t1 = t0 + t->rows;
-    t->kernel->pack(t->a->x, t->a->n_tok, t->a->w[0]->n_in, t0, t1 < t->a->n_tok ? t1 : t->a->n_tok, t->out);
+    int64_t n_in = t->a->w[0]->n_in;
+    if (t1 > t->a->n_tok) t1 = t->a->n_tok;
+    /* In every form tokens follow each other, in groups of pack_align. */
+    kvf_race_read(t->a->x + t0 * n_in, (size_t)((t1 - t0) * n_in) * sizeof *t->a->x);
+    kvf_race_write((uint8_t *)t->out + t->kernel->x_bytes(t0, n_in),
+                   t->kernel->x_bytes(t1, n_in) - t->kernel->x_bytes(t0, n_in));
+    t->kernel->pack(t->a->x, t->a->n_tok, n_in, t0, t1, t->out);
 }
 
 /* Pack x for kernel j, unless an earlier weight of this call has the same form. */
@@ -384,7 +400,7 @@ static void glu_part(void *arg, int64_t part, int32_t worker)
             y[i] = (float *)(void *)(mem + t->at[i]);
             kvf_mm_part p = { .w = w[i], .x = t->x[i], .n_tok = a->n_tok, .row0 = row, .row1 = row + n,
                               .y = y[i] - row, .y_stride = GLU_ROWS, .scratch = mem + t->scratch_at };
-            t->kernel[i]->run(&p);
+            run_product(t->kernel[i], &p);
         }
         for (int64_t k = 0; k < a->n_tok; k++) {
             t->c->ops.glu(y[0] + k * GLU_ROWS, y[1] + k * GLU_ROWS, n, a->act);

@@ -7,6 +7,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_ops.h"
+#include "base/race.h"
 
 typedef struct kvf_cpu_backend {
     kvf_backend base;
@@ -34,7 +35,9 @@ kvf_status kvf_cpu_grow_scratch(kvf_cpu_backend *c, uint8_t **buf, int64_t *cap,
 kvf_status kvf_cpu_grow_work(kvf_cpu_backend *c, size_t bytes, kvf_error *err);
 static inline void *kvf_cpu_work_of(kvf_cpu_backend *c, int32_t worker)
 {
-    return c->work + (size_t)worker * (size_t)c->work_bytes;
+    uint8_t *work = c->work + (size_t)worker * (size_t)c->work_bytes;
+    kvf_race_write(work, (size_t)c->work_bytes);
+    return work;
 }
 /* Run fn over n parts; on the calling thread when `elements` of work are few. */
 void kvf_cpu_run_parts(kvf_cpu_backend *c, int64_t n, int64_t elements, kvf_task_fn fn, void *arg);

@@ -114,7 +114,10 @@ static void digest_part(void *arg, int64_t part, int32_t worker)
     (void)worker;
     g = a->digest;
     const kvf_f16 *k = (const kvf_f16 *)kvf_kv_slot(a->kv, a->slot) + h * KVF_BLOCK * g->head_dim;
-    kvf_digest_head(g, k, a->n_tok, (uint8_t *)a->out + (size_t)h * kvf_digest_head_bytes(g));
+    uint8_t *out = (uint8_t *)a->out + (size_t)h * kvf_digest_head_bytes(g);
+    kvf_race_read(k, (size_t)(a->n_tok * g->head_dim) * sizeof *k);
+    kvf_race_write(out, kvf_digest_head_bytes(g));
+    kvf_digest_head(g, k, a->n_tok, out);
 }
 
 kvf_status kvf_cpu_op_digest(kvf_backend *b, const kvf_digest_args *a, int64_t n, kvf_error *err)
@@ -142,6 +145,9 @@ kvf_status kvf_cpu_op_reps(kvf_backend *b, const kvf_reps_args *a, kvf_error *er
     for (int32_t h = 0; h < g->n_head_kv; h++) {
         const kvf_f16 *k = (const kvf_f16 *)kvf_kv_slot(a->kv, a->slot) + h * KVF_BLOCK * g->head_dim;
         void *out = (uint8_t *)a->out + (size_t)h * kvf_digest_head_bytes(g);
+        kvf_race_read(k, (size_t)(KVF_BLOCK * g->head_dim) * sizeof *k);
+        kvf_race_read(a->score + h * group * KVF_BLOCK, (size_t)(group * KVF_BLOCK) * sizeof *a->score);
+        kvf_race_write(out, kvf_digest_head_bytes(g));
         kvf_reps_head(g, k, a->score + h * group * KVF_BLOCK, a->r, out);
     }
     return KVF_OK;
@@ -215,6 +221,9 @@ static void score_block(const vote_task *t, int64_t b, int32_t head, void *scrat
     kvf_score_part p = { .rows = &rows, .digest = a->digest, .row = (const uint8_t *)a->rows[b] + at, .unit = a->unit,
                          .unit0 = (int32_t)(u0 - b * per_block(a)), .unit1 = (int32_t)(u1 - b * per_block(a)),
                          .s = t->s + (head * a->n_unit + u0 - a->unit0) * rows.n_lane, .scratch = scratch };
+    kvf_race_read(rows.q, (size_t)(rows.head_dim * rows.n_lane) * sizeof *rows.q);
+    kvf_race_read(p.row, head_bytes);
+    kvf_race_write(p.s, (size_t)((u1 - u0) * rows.n_lane) * sizeof *p.s);
     t->score(&p);
 }
 
@@ -235,7 +244,10 @@ static void share_part(void *arg, int64_t part, int32_t worker)
     int64_t n = t->a->n_unit, stride = t->rows.n_lane;
     const float *lse = t->lse + head * stride + lane;
     (void)worker;
-    t->c->ops.share_columns(t->s + head * n * stride + lane, n, stride, t->a->rule.kind == KVF_VOTE_GATE ? lse : NULL);
+    float *s = t->s + head * n * stride + lane;
+    for (int64_t i = 0; i < n; i++) kvf_race_write(s + i * stride, KVF_ROW_LANES * sizeof *s);
+    kvf_race_read(lse, KVF_ROW_LANES * sizeof *lse);
+    t->c->ops.share_columns(s, n, stride, t->a->rule.kind == KVF_VOTE_GATE ? lse : NULL);
 }
 
 /* Join the queries of one unit and KV head: joined [width], lane g of every pad is head g. */
@@ -424,6 +436,9 @@ static void mass_part(void *arg, int64_t part, int32_t worker)
         p.lse = t->lse + h * rows.n_lane;
         p.k = (const kvf_f16 *)kvf_kv_slot(a->kv, a->slots[part]) + head * KVF_BLOCK * rows.head_dim;
         memset(sum, 0, (size_t)(KVF_BLOCK * width) * sizeof *sum);
+        kvf_race_read(rows.q, (size_t)(rows.head_dim * rows.n_lane) * sizeof *rows.q);
+        kvf_race_read(p.lse, (size_t)rows.n_lane * sizeof *p.lse);
+        kvf_race_read(p.k + p.key0 * rows.head_dim, (size_t)((p.key1 - p.key0) * rows.head_dim) * sizeof *p.k);
         t->c->ops.mass(&p);
         int64_t stride = t->m->sum_heads ? 0 : t->n_entry * KVF_BLOCK;
         float *to = t->m->mass + head * rows.group * stride + part * KVF_BLOCK;
