@@ -17,14 +17,12 @@ enum { N_TOK = 64, DIM = 64, HEADS = 2, KEYS = 2 * KVF_BLOCK, SLOT = 2 * HEADS *
 
 static kvf_f16 slots[2][SLOT];
 static float x[N_TOK * HEADS * DIM], y[N_TOK * HEADS * DIM], lse[N_TOK * HEADS];
-static uint8_t weight[HEADS * DIM * HEADS * DIM / 32 * 34];
-static volatile uint8_t *touched;
+static uint8_t weight[HEADS * DIM * HEADS * DIM / 32 * 34], digest[8192];
 
 /* One byte, with nothing that orders it against the op. */
 static void *touch(void *arg)
 {
-    (void)arg;
-    if (touched) *touched = 0;
+    if (arg) *(volatile uint8_t *)arg = 0;
     return NULL;
 }
 
@@ -53,25 +51,51 @@ static void run_product(kvf_backend *b)
     check(b->ops->matmul(b, &a, NULL));
 }
 
-static void run_vote(kvf_backend *b, bool race)
+static void run_vote(kvf_backend *b)
 {
     kvf_digest g = { .kind = KVF_DIGEST_BITS, .bits = 2, .n_head = HEADS, .n_head_kv = HEADS, .head_dim = DIM };
-    uint8_t *digest = calloc(1, kvf_digest_bytes(&g));
+    if (kvf_digest_bytes(&g) > sizeof digest) exit(2);
     float vote[1];
     const void *rows[1] = { digest };
     kvf_vote_args a = { .q = x, .n_q = 1, .scale = 1, .digest = &g, .rows = rows, .n_unit = 1, .unit = KVF_BLOCK,
                         .rule = { .kind = KVF_VOTE_LIN, .pool = 1, .max_queries = true }, .vote = vote };
-    if (race) touched = digest;
-    pthread_t t;
-    pthread_create(&t, NULL, touch, NULL);
     check(b->ops->vote(b, &a, NULL));
-    pthread_join(t, NULL);
-    free(digest);
 }
+
+static void run_prefill(kvf_backend *b) { run_attn(b, N_TOK); }
+static void run_decode(kvf_backend *b) { run_attn(b, 1); }
+
+static void run_all(kvf_backend *b)
+{
+    run_prefill(b);
+    run_decode(b);
+    run_product(b);
+    run_vote(b);
+}
+
+static const struct race {
+    const char *name;
+    void (*run)(kvf_backend *b);
+    void *touched;
+} races[] = {
+    { "keys", run_prefill, slots[0] + 9 * DIM },
+    { "values", run_prefill, slots[1] + HEADS * KVF_BLOCK * DIM + 3 * DIM },
+    { "decode", run_decode, slots[1] + HEADS * KVF_BLOCK * DIM + 3 * DIM },
+    { "activations", run_product, x + 1000 },
+    { "product", run_product, y + 1000 },
+    { "digest", run_vote, digest },
+    { "none", run_all, NULL },
+};
 
 int main(int argc, char **argv)
 {
-    const char *what = argc == 2 ? argv[1] : "";
+    const struct race *r = NULL;
+    for (size_t i = 0; argc == 2 && i < sizeof races / sizeof *races; i++)
+        if (!strcmp(argv[1], races[i].name)) r = &races[i];
+    if (!r) {
+        fprintf(stderr, "race: one of the names at the top of race.c\n");
+        return 2;
+    }
     kvf_threads *threads;
     kvf_backend *b;
     check(kvf_threads_open(&threads, 2, &kvf_mem_default, NULL));
@@ -80,28 +104,10 @@ int main(int argc, char **argv)
     check(kvf_cpu_level_parse(&level, "auto", flags, NULL));
     kvf_cpu_backend_params p = { .level = level, .flags = flags, .threads = threads, .mem = &kvf_mem_default };
     check(kvf_cpu_backend_open(&b, &p, NULL));
-    bool keys = !strcmp(what, "keys"), values = !strcmp(what, "values"), decode = !strcmp(what, "decode");
-    if (!strcmp(what, "digest")) {
-        run_vote(b, true);
-    } else if (!strcmp(what, "none")) {
-        run_attn(b, N_TOK);
-        run_attn(b, 1);
-        run_product(b);
-        run_vote(b, false);
-    } else {
-        const kvf_f16 *v = slots[1] + HEADS * KVF_BLOCK * DIM;
-        if (keys) touched = (volatile uint8_t *)(slots[0] + DIM * 9);
-        if (values || decode) touched = (volatile uint8_t *)(v + DIM * 3);
-        if (!strcmp(what, "activations")) touched = (volatile uint8_t *)(x + 1000);
-        if (!strcmp(what, "product")) touched = (volatile uint8_t *)(y + 1000);
-        pthread_t t;
-        pthread_create(&t, NULL, touch, NULL);
-        if (keys || values || decode)
-            run_attn(b, decode ? 1 : N_TOK);
-        else
-            run_product(b);
-        pthread_join(t, NULL);
-    }
+    pthread_t t;
+    if (pthread_create(&t, NULL, touch, r->touched) != 0) return 2;
+    r->run(b);
+    pthread_join(t, NULL);
     b->ops->close(b);
     kvf_threads_close(threads);
     return 0;

@@ -10,6 +10,7 @@
 #define KVF_BASE_RACE_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
@@ -24,7 +25,7 @@
 void __tsan_read_range(void *p, unsigned long bytes);
 void __tsan_write_range(void *p, unsigned long bytes);
 
-static inline void kvf_race_read(const void *p, size_t bytes) { __tsan_read_range((void *)(size_t)p, bytes); }
+static inline void kvf_race_read(const void *p, size_t bytes) { __tsan_read_range((void *)(uintptr_t)p, bytes); }
 static inline void kvf_race_write(void *p, size_t bytes) { __tsan_write_range(p, bytes); }
 #else
 /* Arguments are not evaluated. */

@@ -64,6 +64,15 @@ typedef struct kvf_rows {
     const float *q; /* [head_dim][n_lane], times the attention's scale */
 } kvf_rows;
 
+/* Rows that are a query head's of the chunk of a power of two lanes from lane i on; none: <= 0. Rows that fill up
+ * a group are at its end. */
+static inline int64_t kvf_rows_real(const kvf_rows *r, int64_t i, int64_t chunk)
+{
+    int64_t n = r->n_q * r->pad - i;
+    if (r->pad >= chunk && r->group - i % r->pad < n) n = r->group - i % r->pad;
+    return n < chunk ? n : chunk;
+}
+
 /* Scores of one block's digest for one KV head: s[u * n_lane + lane] for units unit0 <= u < unit1 of the
  * block (`unit` tokens each), as base/digest.h defines them. */
 typedef struct kvf_score_part {

@@ -141,31 +141,22 @@ MT_INLINE __m128i rows_best(int n, bool once, const __m256i *open, int32_t n_til
     return best_of_rows(top);
 }
 
-static __m128i rows_best_of(int64_t n, const __m256i *open, int32_t n_tile, int32_t quads, int calm, const int32_t *x,
-                            int64_t stride)
+MT_INLINE __m128i any_rows_best(int64_t n, bool once, const __m256i *open, int32_t n_tile, int32_t quads, int calm,
+                                const int32_t *x, int64_t stride)
 {
-    if (quads > calm) {
-        switch (n) {
-        case 1: return rows_best(1, false, open, n_tile, quads, calm, x, stride);
-        case 2: return rows_best(2, false, open, n_tile, quads, calm, x, stride);
-        case 3: return rows_best(3, false, open, n_tile, quads, calm, x, stride);
-        default: return rows_best(4, false, open, n_tile, quads, calm, x, stride);
-        }
-    }
     switch (n) {
-    case 1: return rows_best(1, true, open, n_tile, quads, calm, x, stride);
-    case 2: return rows_best(2, true, open, n_tile, quads, calm, x, stride);
-    case 3: return rows_best(3, true, open, n_tile, quads, calm, x, stride);
-    default: return rows_best(4, true, open, n_tile, quads, calm, x, stride);
+    case 1: return rows_best(1, once, open, n_tile, quads, calm, x, stride);
+    case 2: return rows_best(2, once, open, n_tile, quads, calm, x, stride);
+    case 3: return rows_best(3, once, open, n_tile, quads, calm, x, stride);
+    default: return rows_best(4, once, open, n_tile, quads, calm, x, stride);
     }
 }
 
-/* Rows of the chunk from lane i on that are a query head's: those that fill up a group are at its end. */
-static int64_t real_rows(const kvf_rows *r, int64_t i)
+static __m128i rows_best_of(int64_t n, const __m256i *open, int32_t n_tile, int32_t quads, int calm, const int32_t *x,
+                            int64_t stride)
 {
-    int64_t n = r->n_q * r->pad - i;
-    if (r->pad >= CHUNK && r->group - i % r->pad < n) n = r->group - i % r->pad;
-    return n < CHUNK ? n : CHUNK;
+    if (quads <= calm) return any_rows_best(n, true, open, n_tile, quads, calm, x, stride);
+    return any_rows_best(n, false, open, n_tile, quads, calm, x, stride);
 }
 
 /* Scores of one unit's share of a group into s [n_lane]; first: nothing is there yet. */
@@ -177,7 +168,7 @@ static void score_run(const kvf_score_part *p, const bits_mem *m, int32_t tile, 
     float *s = p->s + (u - p->unit0) * r->n_lane;
     const __m256i *open = m->open + tile % TILES * 2 * quads;
     for (int64_t i = 0; i < r->n_lane; i += CHUNK) {
-        int64_t n = real_rows(r, i);
+        int64_t n = kvf_rows_real(r, i, CHUNK);
         if (n <= 0) {
             _mm_storeu_ps(s + i, _mm_setzero_ps());
             continue;

@@ -182,14 +182,6 @@ static __m256i rows_best_of(int64_t n, const __m512i *open, int32_t n_tile, int3
     }
 }
 
-/* Rows of the chunk from lane i on that are a query head's: those that fill up a group are at its end. */
-static int64_t real_rows(const kvf_rows *r, int64_t i)
-{
-    int64_t n = r->n_q * r->pad - i;
-    if (r->pad >= CHUNK && r->group - i % r->pad < n) n = r->group - i % r->pad;
-    return n < CHUNK ? n : CHUNK;
-}
-
 /* Scores of one unit's share of a group into s [n_lane]; first: nothing is there yet. `at`: where the
  * group's rows begin among the lanes of scale, offset and x. */
 static void score_run(const kvf_score_part *p, const vote_mem *m, int64_t at, int32_t tile, int32_t n_tile, bool first)
@@ -199,7 +191,7 @@ static void score_run(const kvf_score_part *p, const vote_mem *m, int64_t at, in
     float *s = p->s + (u - p->unit0) * r->n_lane;
     const __m512i *open = m->open + tile % TILES * quads;
     for (int64_t i = 0; i < r->n_lane; i += CHUNK) {
-        int64_t n = real_rows(r, i);
+        int64_t n = kvf_rows_real(r, i, CHUNK);
         if (n <= 0) {
             _mm256_storeu_ps(s + i, _mm256_setzero_ps());
             continue;
